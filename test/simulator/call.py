@@ -1,0 +1,86 @@
+"""A request as the simulated API sees it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import parse_qsl
+
+from errors import ApiError
+
+
+class Call:
+    """Method, path, query, headers and body of one request; parsed only as far as needed."""
+
+    __slots__ = ("method", "target", "path", "query_string", "headers", "body", "scheme", "_query", "_json")
+
+    def __init__(
+        self, method: str, target: str, headers: Mapping[str, str], body: bytes, scheme: str = "http"
+    ) -> None:
+        self.method = method
+        self.target = target
+        self.path, _, self.query_string = target.partition("?")
+        self.headers = headers
+        self.body = body
+        self.scheme = scheme
+        self._query: dict[str, str] | None = None
+        self._json: Any = None
+
+    @property
+    def query(self) -> dict[str, str]:
+        """Decoded query parameters; of a repeated one the last."""
+        if self._query is None:
+            self._query = dict(parse_qsl(self.query_string, keep_blank_values=True))
+        return self._query
+
+    def json(self) -> dict[str, Any]:
+        """The body as a JSON object.
+
+        415 for another content type and the wording of the 400 are unverified.
+        """
+        if self._json is None:
+            if not self.headers.get("Content-Type", "").startswith("application/json"):
+                raise ApiError(415, "Unsupported Media Type", None)
+            self._json = self._parse()
+        body: dict[str, Any] = self._json
+        return body
+
+    def members(self, name: str, kind: type | tuple[type, ...]) -> list[Any]:
+        """A list in the body, empty when it is absent; 400 for anything else."""
+        return list_member(self.json(), name, kind)
+
+    def properties(self) -> dict[str, Any]:
+        """The `properties` object of a write."""
+        value = self.json().get("properties", {})
+        if not isinstance(value, dict):
+            raise ApiError(400, "Invalid input JSON: properties must be an object")
+        return value
+
+    def _parse(self) -> dict[str, Any]:
+        try:
+            value = json.loads(self.body)
+        except ValueError as error:
+            raise ApiError(400, f"Invalid input JSON: {error}") from None
+        if not isinstance(value, dict):
+            raise ApiError(400, "Invalid input JSON: an object was expected")
+        return value
+
+    def cursor(self) -> str | None:
+        """The paging cursor of the request, from its query or its search body."""
+        if "after" in self.query:
+            return self.query["after"]
+        if self.method == "POST" and self.path.endswith("/search"):
+            after = self.json().get("after")
+            return None if after is None else str(after)
+        return None
+
+
+def list_member(body: dict[str, Any], name: str, kind: type | tuple[type, ...]) -> list[Any]:
+    """A list of the given kind in a JSON object, empty when it is absent; 400 for anything else."""
+    value = body.get(name)
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(item, kind) for item in value):
+        raise ApiError(400, f"Invalid input JSON: {name} has the wrong type")
+    return value

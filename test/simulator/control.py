@@ -1,0 +1,194 @@
+"""The control API under /_control/: data, faults, scripts, settings and the journal. See README.md."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from answer import Answer, dump, json_answer
+from call import Call
+from errors import ControlError
+from operations import run_step, table_of
+from router import Router
+from store import Record, Table
+
+if TYPE_CHECKING:
+    from simulator import Simulator
+
+
+class Control:
+    """Handlers of the control API; a request that makes no sense becomes a 400 with the reason."""
+
+    def __init__(self, simulator: Simulator) -> None:
+        self._simulator = simulator
+        self._router = Router()
+        for method, path, handler in self._routes():
+            self._router.add(method, f"_control/{path}", handler)
+
+    def answer(self, call: Call) -> Answer:
+        """Answer a control request."""
+        handler, values, _ = self._router.find(call.method, call.path)
+        if handler is None:
+            return json_answer({"error": f"no such control request: {call.method} {call.path}"}, 404)
+        try:
+            result = handler(call, **values)
+        except (ControlError, KeyError, TypeError, ValueError) as error:
+            return json_answer({"error": str(error), "kind": type(error).__name__}, 400)
+        if isinstance(result, Answer):
+            return result
+        return json_answer({} if result is None else result)
+
+    def _routes(self) -> list[tuple[str, str, Callable[..., Any]]]:
+        simulator = self._simulator
+        return [
+            ("GET", "state", self._state),
+            ("POST", "reset", self._reset),
+            ("GET", "config", lambda call: simulator.config.public()),
+            ("POST", "config", self._configure),
+            ("GET", "faults", lambda call: simulator.faults.describe()),
+            ("POST", "faults", lambda call: simulator.faults.install(_body(call))),
+            ("DELETE", "faults", lambda call: simulator.faults.clear()),
+            ("GET", "script", lambda call: simulator.scripts.describe()),
+            ("POST", "script", lambda call: simulator.scripts.install(_body(call))),
+            ("DELETE", "script", lambda call: simulator.scripts.clear()),
+            ("GET", "journal", self._journal),
+            ("DELETE", "journal", lambda call: simulator.journal.clear()),
+            ("GET", "journal/summary", lambda call: simulator.journal.summary()),
+            ("GET", "objects/{type}", self._records),
+            ("POST", "objects/{type}", self._create),
+            ("GET", "objects/{type}/{id}", self._record),
+            ("PATCH", "objects/{type}/{id}", self._step("patch")),
+            ("POST", "objects/{type}/{id}/archive", self._step("archive")),
+            ("POST", "objects/{type}/{id}/restore", self._step("restore")),
+            ("POST", "objects/{type}/{id}/purge", self._step("purge")),
+            ("POST", "objects/{type}/{primary}/merge/{other}", self._step("merge")),
+            ("POST", "touch/{type}", self._touch),
+            ("POST", "raw/{type}/{id}", self._set_raw),
+            ("DELETE", "raw/{type}/{id}", self._clear_raw),
+            ("POST", "owners", self._create_owners),
+            ("PATCH", "owners/{id}", self._patch_owner),
+            ("POST", "owners/{id}/archive", lambda call, id: self._archive_owner(id, True)),
+            ("POST", "owners/{id}/restore", lambda call, id: self._archive_owner(id, False)),
+            ("POST", "pipelines/{type}", self._set_pipelines),
+            ("POST", "stage/{type}", self._add_stage),
+            ("POST", "types", self._define_type),
+        ]
+
+    # The simulator as a whole
+
+    def _state(self, call: Call) -> dict[str, Any]:
+        simulator = self._simulator
+        counts = {
+            name: {"live": len(table.live), "archived": len(table.archived)}
+            for name, table in simulator.world.tables.items()
+        }
+        return {
+            "objects": {**counts, "owners": simulator.world.owners.counts()},
+            "requests": simulator.journal.total,
+            "script_errors": simulator.script_errors,
+            "now_ms": simulator.clock.now_ms(),
+            "data": asdict(simulator.options),
+            "config": simulator.config.public(),
+        }
+
+    def _reset(self, call: Call) -> dict[str, Any]:
+        self._simulator.reset(_body(call))
+        return self._state(call)
+
+    def _configure(self, call: Call) -> dict[str, Any]:
+        self._simulator.configure(_body(call))
+        return self._simulator.config.public()
+
+    def _journal(self, call: Call) -> list[dict[str, Any]]:
+        since = call.query.get("since", "0")
+        if not since.isdigit():
+            raise ControlError("since must be a number")
+        return self._simulator.journal.since(int(since))
+
+    # Records
+
+    def _records(self, call: Call, type: str) -> Answer:
+        """All records as JSON lines, by id."""
+        table = self._table(type)
+        wanted = call.query.get("archived")
+        records = sorted(table.records.values(), key=lambda record: record.id)
+        chosen = [r for r in records if wanted is None or bool(r.archived_ms) == (wanted == "true")]
+        lines = b"".join(dump(table.truth(record)) + b"\n" for record in chosen)
+        return Answer(body=lines, content_type="application/jsonl")
+
+    def _record(self, call: Call, type: str, id: str) -> dict[str, Any]:
+        table = self._table(type)
+        return table.truth(self._known(table, id))
+
+    def _create(self, call: Call, type: str) -> dict[str, Any]:
+        return {"ids": self._run({**_body(call), "op": "create", "type": type})}
+
+    def _touch(self, call: Call, type: str) -> dict[str, Any]:
+        return {"touched": self._run({**_body(call), "op": "touch", "type": type})}
+
+    def _step(self, operation: str) -> Callable[..., Any]:
+        def handler(call: Call, **values: str) -> Any:
+            return self._run({**_body(call), **values, "op": operation})
+
+        return handler
+
+    def _run(self, step: dict[str, Any]) -> Any:
+        return run_step(self._simulator.world, step)
+
+    def _set_raw(self, call: Call, type: str, id: str) -> None:
+        body = _body(call)
+        table = self._table(type)
+        verbatim = str(body.get("json", "")).encode(errors="surrogatepass")
+        table.set_raw(self._known(table, id).id, base64.b64decode(body["base64"]) if "base64" in body else verbatim)
+
+    def _clear_raw(self, call: Call, type: str, id: str) -> None:
+        table = self._table(type)
+        table.set_raw(self._known(table, id).id, None)
+
+    def _table(self, name: str) -> Table:
+        return table_of(self._simulator.world, name)
+
+    def _known(self, table: Table, record_id: str) -> Record:
+        return self._simulator.world.known(table, record_id)
+
+    # Owners, pipelines, types
+
+    def _create_owners(self, call: Call) -> dict[str, Any]:
+        now_ms = self._simulator.clock.now_ms()
+        owners = self._simulator.world.owners
+        return {"ids": [owners.add(fields, now_ms) for fields in _body(call).get("owners", [])]}
+
+    def _patch_owner(self, call: Call, id: str) -> Any:
+        self._simulator.world.owners.change(id, _body(call), self._simulator.clock.now_ms())
+        return self._simulator.world.owners.get(id)
+
+    def _archive_owner(self, owner_id: str, archived: bool) -> Any:
+        self._simulator.world.owners.set_archived(owner_id, archived, self._simulator.clock.now_ms())
+        return self._simulator.world.owners.get(owner_id)
+
+    def _set_pipelines(self, call: Call, type: str) -> None:
+        self._simulator.world.set_pipelines(self._table(type).kind.name, _body(call).get("pipelines", []))
+
+    def _add_stage(self, call: Call, type: str) -> None:
+        self._simulator.world.add_stage(self._table(type).kind.name, _body(call))
+
+    def _define_type(self, call: Call) -> dict[str, Any]:
+        body = _body(call)
+        kind = self._simulator.world.define_type(
+            str(body.get("name", "")), body.get("objectTypeId"), body.get("properties", [])
+        )
+        return {"name": kind.name, "objectTypeId": kind.type_id}
+
+
+def _body(call: Call) -> dict[str, Any]:
+    """The JSON object of a control request, whatever its content type; nothing stands for {}."""
+    try:
+        value = json.loads(call.body or b"{}")
+    except ValueError as error:
+        raise ControlError(f"not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ControlError("a JSON object is needed")
+    return value

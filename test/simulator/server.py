@@ -1,0 +1,212 @@
+"""HTTP: requests come in through aiohttp, answers go out byte by byte as scripted."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import struct
+import zlib
+from collections import OrderedDict
+from collections.abc import Hashable
+from http import HTTPStatus
+from typing import Any
+
+from aiohttp import web
+
+from answer import Answer
+from call import Call
+from simulator import Outcome, Simulator
+
+_MAX_LINE = 1 << 20  # request lines may be far longer than HubSpot takes, so that the 414 is ours
+_MAX_BODY = 64 << 20
+_WORTH_COMPRESSING = 256
+_CACHE_BYTES = 128 << 20
+_POLL_SECONDS = 0.02
+_SLOW_STEP_SECONDS = 0.05
+_REASONS = {status.value: status.phrase for status in HTTPStatus}
+
+
+class GzipCache:
+    """Compressed bodies of list pages, valid as long as their key, which names the table's version."""
+
+    def __init__(self) -> None:
+        self._bodies: OrderedDict[Hashable, bytes] = OrderedDict()
+        self._bytes = 0
+
+    def compressed(self, key: Hashable, answer: Answer) -> bytes:
+        """The gzip form of an answer's body."""
+        if key is None:
+            return _gzip(answer.payload())
+        body = self._bodies.get(key)
+        if body is None:
+            body = self._bodies[key] = _gzip(answer.payload())
+            self._bytes += len(body)
+            while self._bytes > _CACHE_BYTES:
+                self._bytes -= len(self._bodies.popitem(last=False)[1])
+        return body
+
+
+def _gzip(body: bytes) -> bytes:
+    packer = zlib.compressobj(1, zlib.DEFLATED, 31)
+    return packer.compress(body) + packer.flush()
+
+
+class Server:
+    """Binds the simulator to a loopback port."""
+
+    def __init__(self, simulator: Simulator) -> None:
+        self._simulator = simulator
+        self._cache = GzipCache()
+
+    async def start(self, port: int, context: ssl.SSLContext | None) -> int:
+        """Listen on 127.0.0.1 and return the port."""
+        loop = asyncio.get_running_loop()
+
+        def request_factory(message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
+            return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=_MAX_BODY)
+
+        protocol = web.Server(
+            self._handle, request_factory=request_factory, access_log=None, max_line_size=_MAX_LINE, lingering_time=0
+        )
+        server = await loop.create_server(protocol, "127.0.0.1", port, ssl=context, backlog=1024)
+        bound: int = server.sockets[0].getsockname()[1]
+        return bound
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
+            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        body = await request.read() if request.can_read_body else b""
+        scheme = "https" if request.transport and request.transport.get_extra_info("ssl_object") else "http"
+        call = Call(request.method, request.raw_path, request.headers, body, scheme)
+        outcome = await self._simulator.handle(call)
+        return Reply(self._simulator, self._cache, call, outcome)
+
+
+class Reply(web.StreamResponse):
+    """Writes an answer to the connection itself, so that a fault can stop it anywhere."""
+
+    def __init__(self, simulator: Simulator, cache: GzipCache, call: Call, outcome: Outcome) -> None:
+        super().__init__()
+        self._simulator = simulator
+        self._cache = cache
+        self._call = call
+        self._outcome = outcome
+        self._keep = True
+
+    @property
+    def keep_alive(self) -> bool:
+        """Whether the connection may serve another request."""
+        return self._keep
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        """Send the answer, as far as it is to be sent."""
+        self._keep = request.keep_alive
+        transport = request.transport
+        try:
+            if transport is not None:
+                await self._send(request, transport)
+        finally:
+            self._simulator.finish(self._outcome)
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Everything was written by prepare."""
+
+    async def _send(self, request: web.BaseRequest, transport: asyncio.Transport) -> None:
+        delivery = self._outcome.answer.delivery
+        if delivery.silent:
+            await self._wait_for_client_to_leave(request)
+        elif delivery.reset_after == -1:
+            self._reset(transport)
+        else:
+            head, body = self._message()
+            if delivery.reset_after is not None:
+                await self._cut(transport, head + body[: delivery.reset_after])
+            elif delivery.bytes_per_second is not None:
+                await self._trickle(request, head, body, delivery.bytes_per_second)
+            else:
+                transport.write(head + body)
+                if delivery.stream is not None:
+                    await self._stream(request, transport)
+
+    def _message(self) -> tuple[bytes, bytes]:
+        """Status line and headers, and the body in its content encoding."""
+        answer = self._outcome.answer
+        headers = dict(answer.headers)
+        accepted = "gzip" in self._call.headers.get("Accept-Encoding", "")
+        wanted = accepted and answer.compress and self._simulator.config.gzip
+        if wanted and answer.cache_key is not None:
+            key = (answer.cache_key, self._call.headers.get("Host"))  # pages carry a link with the host
+            body = self._cache.compressed(key, answer)
+            headers["Content-Encoding"] = "gzip"
+        else:
+            body = answer.payload()
+            if wanted and len(body) >= _WORTH_COMPRESSING:
+                body = _gzip(body)
+                headers["Content-Encoding"] = "gzip"
+        return self._head(answer, headers, len(body) + answer.delivery.stream_length), body
+
+    def _head(self, answer: Answer, headers: dict[str, str], length: int) -> bytes:
+        lines = [f"HTTP/1.1 {answer.status} {_REASONS.get(answer.status, 'Unknown')}"]
+        if self._simulator.config.date_header:
+            lines.append(f"Date: {self._simulator.clock.http_date()}")
+        if answer.content_type is not None:
+            lines.append(f"Content-Type: {answer.content_type}")
+        if answer.status != 204:
+            lines.append(f"Content-Length: {length}")
+        if not self._keep:
+            lines.append("Connection: close")
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        return "\r\n".join([*lines, "", ""]).encode("latin-1", "replace")
+
+    def _reset(self, transport: asyncio.Transport) -> None:
+        """Close with RST instead of FIN."""
+        self._keep = False
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        transport.abort()
+
+    async def _cut(self, transport: asyncio.Transport, part: bytes) -> None:
+        """Send a part, let it reach the client, then reset."""
+        transport.write(part)
+        while transport.get_write_buffer_size() and not transport.is_closing():
+            await asyncio.sleep(_POLL_SECONDS)
+        await asyncio.sleep(_POLL_SECONDS)
+        self._reset(transport)
+
+    async def _trickle(self, request: web.BaseRequest, head: bytes, body: bytes, rate: float) -> None:
+        """Send the body at a number of bytes per second, at least one at a time."""
+        size = max(1, int(rate * _SLOW_STEP_SECONDS))
+        _write(request, head)
+        for start in range(0, len(body), size):
+            if not _write(request, body[start : start + size]):
+                return
+            await asyncio.sleep(size / rate)
+
+    async def _stream(self, request: web.BaseRequest, transport: asyncio.Transport) -> None:
+        """Send the stream's pieces no faster than the client takes them."""
+        for piece in self._outcome.answer.delivery.stream or ():
+            while transport.get_write_buffer_size() > len(piece):
+                if not _connected(request):
+                    return
+                await asyncio.sleep(0.001)
+            if not _write(request, piece):
+                return
+
+    async def _wait_for_client_to_leave(self, request: web.BaseRequest) -> None:
+        self._keep = False
+        while _connected(request):
+            await asyncio.sleep(_POLL_SECONDS)
+
+
+def _connected(request: web.BaseRequest) -> bool:
+    transport = request.transport
+    return transport is not None and not transport.is_closing()
+
+
+def _write(request: web.BaseRequest, data: bytes) -> bool:
+    """Write if the client is still there."""
+    if not _connected(request):
+        return False
+    assert request.transport is not None
+    request.transport.write(data)
+    return True
