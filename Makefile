@@ -21,7 +21,17 @@ OBJS = \
 	src/json.o \
 	src/ratelimit.o \
 	src/secret.o \
-	src/api.o
+	src/api.o \
+	src/catalog.o \
+	src/mapping.o \
+	src/store.o \
+	src/pull.o \
+	src/subxact.o \
+	src/run.o \
+	src/request.o \
+	src/wait.o \
+	src/worker.o \
+	src/sqlfuncs.o
 
 DATA = $(wildcard sql/$(EXTENSION)--*.sql)
 

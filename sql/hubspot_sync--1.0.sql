@@ -1,0 +1,557 @@
+-- hubspot_sync 1.0: keeps HubSpot and this database in step
+
+-- complain if the script is sourced in psql, rather than via CREATE EXTENSION
+\echo Use "CREATE EXTENSION hubspot_sync" to load this file. \quit
+
+-- ---------------------------------------------------------------------------
+-- Configuration
+-- ---------------------------------------------------------------------------
+
+CREATE TABLE sync_connections (
+	connection_id	uuid PRIMARY KEY DEFAULT pg_catalog.gen_random_uuid(),
+	name			text NOT NULL UNIQUE
+					CHECK (name OPERATOR(pg_catalog.~) '^[a-z][a-z0-9_-]{0,62}$'),
+	portal_id		text,
+	shipped			boolean NOT NULL DEFAULT false
+);
+COMMENT ON TABLE sync_connections IS 'HubSpot accounts that this database is connected to';
+COMMENT ON COLUMN sync_connections.connection_id IS 'leads the key of all synchronised rows';
+COMMENT ON COLUMN sync_connections.name IS 'name to use in function calls';
+COMMENT ON COLUMN sync_connections.portal_id IS 'number of the HubSpot account, once test_hubspot_connection() has learned it';
+COMMENT ON COLUMN sync_connections.shipped IS 'row that came with the extension, unchanged';
+
+CREATE TABLE sync_types (
+	sync_type			text PRIMARY KEY
+						CHECK (sync_type OPERATOR(pg_catalog.~) '^[a-z][a-z0-9_]{0,62}$'),
+	source				text NOT NULL DEFAULT 'objects'
+						CHECK (source IN ('objects', 'owners')),
+	object_type			text NOT NULL
+						CHECK (object_type OPERATOR(pg_catalog.~) '^[A-Za-z0-9_-]{1,100}$'),
+	target_schema		name,
+	target_table		name NOT NULL,
+	key_columns			name[] NOT NULL,
+	modified_property	text
+						CHECK (modified_property OPERATOR(pg_catalog.~) '^[A-Za-z][A-Za-z0-9_]{0,99}$'),
+	created_property	text
+						CHECK (created_property OPERATOR(pg_catalog.~) '^[A-Za-z][A-Za-z0-9_]{0,99}$'),
+	properties			text[] NOT NULL DEFAULT '{}',
+	delete_policy		text NOT NULL DEFAULT 'mark'
+						CHECK (delete_policy IN ('mark', 'delete', 'ignore')),
+	full_every			interval NOT NULL DEFAULT '7 days',
+	enabled				boolean NOT NULL DEFAULT true,
+	shipped				boolean NOT NULL DEFAULT false,
+	configured_by		name,
+	CHECK (source IN ('objects') OR (modified_property IS NULL AND created_property IS NULL))
+);
+COMMENT ON TABLE sync_types IS 'what can be synchronised: HubSpot object types and the tables they go to';
+COMMENT ON COLUMN sync_types.sync_type IS 'name to use in function calls';
+COMMENT ON COLUMN sync_types.source IS 'objects: CRM records; owners: HubSpot users';
+COMMENT ON COLUMN sync_types.object_type IS 'HubSpot''s name or id of the object type, as in request paths';
+COMMENT ON COLUMN sync_types.target_schema IS 'schema of the target table, null for the extension''s own';
+COMMENT ON COLUMN sync_types.target_table IS 'table that receives the records';
+COMMENT ON COLUMN sync_types.key_columns IS 'columns of a unique index of the target: the column for HubSpot''s record id, and connection_id where the index has it';
+COMMENT ON COLUMN sync_types.modified_property IS 'property with the time of the last change; without it every run is a full run';
+COMMENT ON COLUMN sync_types.created_property IS 'property with the time of creation, for timeframes';
+COMMENT ON COLUMN sync_types.properties IS 'properties to fetch beside those in sync_fields, kept in the target''s column properties';
+COMMENT ON COLUMN sync_types.delete_policy IS 'what happens to rows whose record was archived in HubSpot: mark, delete or ignore';
+COMMENT ON COLUMN sync_types.full_every IS 'age of the last full run after which mode auto makes another';
+COMMENT ON COLUMN sync_types.enabled IS 'false: requests for this type are refused';
+COMMENT ON COLUMN sync_types.shipped IS 'row that came with the extension, unchanged';
+COMMENT ON COLUMN sync_types.configured_by IS 'role that last wrote the row, null if it came with the extension; must be a member of the target''s owner';
+
+CREATE TABLE sync_fields (
+	sync_type		text NOT NULL REFERENCES sync_types ON DELETE CASCADE,
+	column_name		name NOT NULL,
+	property		text
+					CHECK (property OPERATOR(pg_catalog.~) '^[A-Za-z][A-Za-z0-9_]{0,99}$'),
+	transform		text NOT NULL DEFAULT 'value'
+					CHECK (transform IN ('value', 'deal_status', 'owner_name', 'constant', 'now')),
+	argument		text,
+	insert_only		boolean NOT NULL DEFAULT false,
+	shipped			boolean NOT NULL DEFAULT false,
+	configured_by	name,
+	PRIMARY KEY (sync_type, column_name),
+	CHECK ((transform IN ('value', 'deal_status')) OPERATOR(pg_catalog.=) (property IS NOT NULL)),
+	CHECK ((transform OPERATOR(pg_catalog.=) 'constant') OPERATOR(pg_catalog.=) (argument IS NOT NULL))
+);
+COMMENT ON TABLE sync_fields IS 'which HubSpot property goes to which column of the target table';
+COMMENT ON COLUMN sync_fields.sync_type IS 'the type this field belongs to';
+COMMENT ON COLUMN sync_fields.column_name IS 'column of the target table';
+COMMENT ON COLUMN sync_fields.property IS 'HubSpot property the value comes from';
+COMMENT ON COLUMN sync_fields.transform IS 'value: as it is; deal_status: open, won or lost by the stage''s metadata; owner_name: first and last name, else e-mail; constant: the argument; now: time of our last change of the row';
+COMMENT ON COLUMN sync_fields.argument IS 'value of a constant';
+COMMENT ON COLUMN sync_fields.insert_only IS 'true: set when the row is created, never changed afterwards';
+COMMENT ON COLUMN sync_fields.shipped IS 'row that came with the extension, unchanged';
+COMMENT ON COLUMN sync_fields.configured_by IS 'role that last wrote the row, null if it came with the extension';
+
+-- ---------------------------------------------------------------------------
+-- Synchronised tables
+-- ---------------------------------------------------------------------------
+
+CREATE TYPE deal_status AS ENUM ('open', 'won', 'lost');
+COMMENT ON TYPE deal_status IS 'meaning of a deal''s stage';
+
+CREATE TABLE contacts (
+	connection_id		uuid NOT NULL DEFAULT '00000000-0000-0000-0000-000000000000',
+	hubspot_contact_id	text NOT NULL,
+	email				text,
+	first_name			text,
+	last_name			text,
+	phone				text,
+	owner_id			text,
+	lifecycle_stage		text,
+	status				text,
+	created_at			timestamptz,
+	updated_at			timestamptz,
+	properties			jsonb,
+	archived			boolean NOT NULL DEFAULT false,
+	archived_at			timestamptz,
+	merged_into			text,
+	hubspot_updated_at	timestamptz,
+	synced_at			timestamptz,
+	PRIMARY KEY (connection_id, hubspot_contact_id)
+);
+CREATE INDEX contacts_email_idx ON contacts (pg_catalog.lower(pg_catalog.left(email, 320)));
+COMMENT ON TABLE contacts IS 'HubSpot contacts';
+COMMENT ON COLUMN contacts.connection_id IS 'the connection the row came through';
+COMMENT ON COLUMN contacts.hubspot_contact_id IS 'HubSpot''s id of the contact';
+COMMENT ON COLUMN contacts.email IS 'property email';
+COMMENT ON COLUMN contacts.first_name IS 'property firstname';
+COMMENT ON COLUMN contacts.last_name IS 'property lastname';
+COMMENT ON COLUMN contacts.phone IS 'property phone';
+COMMENT ON COLUMN contacts.owner_id IS 'property hubspot_owner_id, a staff.id';
+COMMENT ON COLUMN contacts.lifecycle_stage IS 'property lifecyclestage';
+COMMENT ON COLUMN contacts.status IS 'property hs_lead_status';
+COMMENT ON COLUMN contacts.created_at IS 'property createdate';
+COMMENT ON COLUMN contacts.updated_at IS 'when the synchronisation last changed the row';
+COMMENT ON COLUMN contacts.properties IS 'all properties asked for, by their HubSpot names';
+COMMENT ON COLUMN contacts.archived IS 'the contact is in HubSpot''s recycle bin or gone';
+COMMENT ON COLUMN contacts.archived_at IS 'when it was archived';
+COMMENT ON COLUMN contacts.merged_into IS 'id of the contact this one was merged into';
+COMMENT ON COLUMN contacts.hubspot_updated_at IS 'HubSpot''s time of the last change';
+COMMENT ON COLUMN contacts.synced_at IS 'when the synchronisation last wrote the row';
+
+CREATE TABLE deals (
+	connection_id		uuid NOT NULL DEFAULT '00000000-0000-0000-0000-000000000000',
+	hubspot_deal_id		text NOT NULL,
+	deal_name			text,
+	deal_value			numeric,
+	stage				text,
+	status				deal_status,
+	close_date			timestamptz,
+	closer_id			text,
+	pipeline			text,
+	created_at			timestamptz,
+	updated_at			timestamptz,
+	properties			jsonb,
+	archived			boolean NOT NULL DEFAULT false,
+	archived_at			timestamptz,
+	merged_into			text,
+	hubspot_updated_at	timestamptz,
+	synced_at			timestamptz,
+	PRIMARY KEY (connection_id, hubspot_deal_id)
+);
+COMMENT ON TABLE deals IS 'HubSpot deals';
+COMMENT ON COLUMN deals.connection_id IS 'the connection the row came through';
+COMMENT ON COLUMN deals.hubspot_deal_id IS 'HubSpot''s id of the deal';
+COMMENT ON COLUMN deals.deal_name IS 'property dealname';
+COMMENT ON COLUMN deals.deal_value IS 'property amount';
+COMMENT ON COLUMN deals.stage IS 'property dealstage, HubSpot''s internal stage id';
+COMMENT ON COLUMN deals.status IS 'open, won or lost by the stage''s metadata, null for a stage no pipeline has';
+COMMENT ON COLUMN deals.close_date IS 'property closedate';
+COMMENT ON COLUMN deals.closer_id IS 'property hubspot_owner_id, a staff.id; no foreign key, since deals may arrive before owners';
+COMMENT ON COLUMN deals.pipeline IS 'property pipeline, HubSpot''s internal pipeline id';
+COMMENT ON COLUMN deals.created_at IS 'property createdate';
+COMMENT ON COLUMN deals.updated_at IS 'when the synchronisation last changed the row';
+COMMENT ON COLUMN deals.properties IS 'all properties asked for, by their HubSpot names';
+COMMENT ON COLUMN deals.archived IS 'the deal is in HubSpot''s recycle bin or gone';
+COMMENT ON COLUMN deals.archived_at IS 'when it was archived';
+COMMENT ON COLUMN deals.merged_into IS 'id of the deal this one was merged into';
+COMMENT ON COLUMN deals.hubspot_updated_at IS 'HubSpot''s time of the last change';
+COMMENT ON COLUMN deals.synced_at IS 'when the synchronisation last wrote the row';
+
+CREATE TABLE staff (
+	connection_id		uuid NOT NULL DEFAULT '00000000-0000-0000-0000-000000000000',
+	id					text NOT NULL,
+	name				text,
+	email				text,
+	role				text,
+	created_at			timestamptz,
+	properties			jsonb,
+	archived			boolean NOT NULL DEFAULT false,
+	archived_at			timestamptz,
+	merged_into			text,
+	hubspot_updated_at	timestamptz,
+	synced_at			timestamptz,
+	PRIMARY KEY (connection_id, id)
+);
+COMMENT ON TABLE staff IS 'HubSpot owners, and whoever else you add';
+COMMENT ON COLUMN staff.connection_id IS 'the connection the row came through';
+COMMENT ON COLUMN staff.id IS 'HubSpot''s id of the owner';
+COMMENT ON COLUMN staff.name IS 'first and last name, the e-mail where there is none';
+COMMENT ON COLUMN staff.email IS 'e-mail of the owner';
+COMMENT ON COLUMN staff.role IS 'coach for owners; set when the row is created, yours afterwards';
+COMMENT ON COLUMN staff.created_at IS 'when the owner was created in HubSpot';
+COMMENT ON COLUMN staff.properties IS 'everything HubSpot said about the owner';
+COMMENT ON COLUMN staff.archived IS 'the owner was removed from the HubSpot account';
+COMMENT ON COLUMN staff.archived_at IS 'when the owner was removed, as far as HubSpot says';
+COMMENT ON COLUMN staff.merged_into IS 'unused for owners';
+COMMENT ON COLUMN staff.hubspot_updated_at IS 'HubSpot''s time of the last change';
+COMMENT ON COLUMN staff.synced_at IS 'when the synchronisation last wrote the row; null for rows of your own';
+
+-- ---------------------------------------------------------------------------
+-- Runs, errors and what the synchronisation remembers
+-- ---------------------------------------------------------------------------
+
+CREATE TABLE sync_runs (
+	id					uuid PRIMARY KEY,
+	platform			text NOT NULL DEFAULT 'hubspot',
+	connection_id		uuid NOT NULL,
+	sync_type			text NOT NULL,
+	direction			text NOT NULL,
+	mode				text NOT NULL,
+	timeframe			text,
+	scope				text NOT NULL DEFAULT '',
+	range_from			timestamptz,
+	range_to			timestamptz,
+	status				text NOT NULL
+						CHECK (status IN ('pending', 'running', 'success', 'partial', 'failed', 'cancelled')),
+	requested_by		name NOT NULL,
+	trigger_source		text NOT NULL CHECK (trigger_source IN ('sql', 'call', 'launcher')),
+	created_at			timestamptz NOT NULL,
+	started_at			timestamptz,
+	updated_at			timestamptz NOT NULL,
+	completed_at		timestamptz,
+	records_processed	integer NOT NULL DEFAULT 0,
+	records_failed		integer NOT NULL DEFAULT 0,
+	records_changed		integer NOT NULL DEFAULT 0,
+	records_unchanged	integer NOT NULL DEFAULT 0,
+	records_archived	integer NOT NULL DEFAULT 0,
+	requests			integer NOT NULL DEFAULT 0,
+	retries				integer NOT NULL DEFAULT 0,
+	bytes_received		bigint NOT NULL DEFAULT 0,
+	checkpoint			jsonb,
+	mapping				text,
+	continues			uuid,
+	error_details		jsonb,
+	lock_key			bigint NOT NULL,
+	worker_pid			integer
+) WITH (fillfactor = 70);
+CREATE UNIQUE INDEX sync_runs_active_idx ON sync_runs (connection_id, sync_type)
+	WHERE status IN ('pending', 'running');
+CREATE INDEX sync_runs_type_idx ON sync_runs (sync_type, created_at DESC);
+COMMENT ON TABLE sync_runs IS 'runs as their workers left them; read sync_logs, which knows about dead ones';
+
+-- A run is alive as long as its worker holds the advisory lock of its type.
+-- No SQL function takes locks of this class (objsubid 18515).  A standby has
+-- the rows but not the locks.
+CREATE VIEW sync_run_states AS
+	SELECT r.*, l.pid AS holder_pid,
+		CASE
+			WHEN l.pid IS NOT NULL OR pg_catalog.pg_is_in_recovery() THEN false
+			WHEN r.status IN ('running') THEN true
+			WHEN r.status IN ('pending') THEN
+				r.updated_at OPERATOR(pg_catalog.<)
+				(pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) interval '30 seconds')
+			ELSE false
+		END AS dead
+	FROM sync_runs r
+	LEFT JOIN LATERAL (
+		SELECT k.pid FROM pg_catalog.pg_locks k
+		WHERE r.status IN ('pending', 'running')
+			AND k.locktype OPERATOR(pg_catalog.=) 'advisory'
+			AND k.objsubid OPERATOR(pg_catalog.=) 18515
+			AND k.granted
+			AND k.database OPERATOR(pg_catalog.=)
+				(SELECT d.oid FROM pg_catalog.pg_database d
+				 WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())
+			AND ((k.classid::bigint OPERATOR(pg_catalog.<<) 32)
+				 OPERATOR(pg_catalog.|) k.objid::bigint) OPERATOR(pg_catalog.=) r.lock_key
+		LIMIT 1
+	) l ON true;
+COMMENT ON VIEW sync_run_states IS 'runs, the process that holds their lock, and whether they are dead';
+
+CREATE VIEW sync_logs AS
+	SELECT s.id, s.platform, s.sync_type,
+		CASE WHEN s.dead THEN 'failed' ELSE s.status END AS status,
+		s.started_at, e.completed_at,
+		CASE WHEN s.started_at IS NOT NULL THEN
+		LEAST(GREATEST(pg_catalog.round(EXTRACT(epoch FROM
+			COALESCE(e.completed_at, pg_catalog.clock_timestamp())
+			OPERATOR(pg_catalog.-) s.started_at) OPERATOR(pg_catalog.*) 1000), 0),
+			2147483647)::integer END AS duration_ms,
+		s.records_processed, s.records_failed,
+		CASE WHEN s.dead THEN COALESCE(s.error_details, '{}') OPERATOR(pg_catalog.||)
+			'{"reason": "interrupted", "message": "the run''s process ended before the run did"}'
+			ELSE s.error_details END AS error_details,
+		s.created_at, s.direction, s.mode, s.timeframe, s.connection_id,
+		s.requested_by, s.trigger_source, s.records_changed, s.records_unchanged,
+		s.records_archived, s.requests, s.retries, s.bytes_received,
+		s.checkpoint, s.continues
+	FROM sync_run_states s
+	CROSS JOIN LATERAL (
+		SELECT CASE WHEN s.dead THEN s.updated_at ELSE s.completed_at END AS completed_at
+	) e;
+COMMENT ON VIEW sync_logs IS 'one row a run, live while it is under way; an interrupted run reads as failed at once';
+COMMENT ON COLUMN sync_logs.id IS 'id of the run, as trigger_hubspot_sync() returned it';
+COMMENT ON COLUMN sync_logs.platform IS 'hubspot';
+COMMENT ON COLUMN sync_logs.sync_type IS 'what was synchronised';
+COMMENT ON COLUMN sync_logs.status IS 'pending, running, success, partial, failed or cancelled';
+COMMENT ON COLUMN sync_logs.started_at IS 'when the run''s process began';
+COMMENT ON COLUMN sync_logs.completed_at IS 'when the run ended; for an interrupted run its last sign of life';
+COMMENT ON COLUMN sync_logs.duration_ms IS 'milliseconds from start to end, or until now';
+COMMENT ON COLUMN sync_logs.records_processed IS 'records received, those that failed included';
+COMMENT ON COLUMN sync_logs.records_failed IS 'records that went to sync_errors';
+COMMENT ON COLUMN sync_logs.error_details IS 'reason, message and HubSpot''s category, message and correlation id; also notes on what was replaced or left out';
+COMMENT ON COLUMN sync_logs.created_at IS 'when the run was requested';
+COMMENT ON COLUMN sync_logs.direction IS 'pull: from HubSpot';
+COMMENT ON COLUMN sync_logs.mode IS 'auto until the run starts, then full, incremental or timeframe';
+COMMENT ON COLUMN sync_logs.timeframe IS 'the timeframe asked for';
+COMMENT ON COLUMN sync_logs.connection_id IS 'the connection used';
+COMMENT ON COLUMN sync_logs.requested_by IS 'role that requested the run';
+COMMENT ON COLUMN sync_logs.trigger_source IS 'sql: trigger_hubspot_sync(), call: run_hubspot_sync(), launcher: a schedule';
+COMMENT ON COLUMN sync_logs.records_changed IS 'rows written';
+COMMENT ON COLUMN sync_logs.records_unchanged IS 'records whose row needed no write';
+COMMENT ON COLUMN sync_logs.records_archived IS 'rows marked or deleted because their record was archived';
+COMMENT ON COLUMN sync_logs.requests IS 'HTTP requests made, repeated ones included';
+COMMENT ON COLUMN sync_logs.retries IS 'HTTP requests that repeated another';
+COMMENT ON COLUMN sync_logs.bytes_received IS 'bytes of answers as they came over the wire';
+COMMENT ON COLUMN sync_logs.checkpoint IS 'how far the run came; a failed or interrupted one is continued from here';
+COMMENT ON COLUMN sync_logs.continues IS 'the run that this one continued';
+
+CREATE TABLE sync_errors (
+	id				uuid PRIMARY KEY DEFAULT pg_catalog.gen_random_uuid(),
+	run_id			uuid NOT NULL,
+	connection_id	uuid NOT NULL,
+	sync_type		text NOT NULL,
+	record_id		text NOT NULL,
+	email			text,
+	property		text,
+	category		text NOT NULL,
+	message			text NOT NULL,
+	payload			jsonb,
+	attempts		integer NOT NULL DEFAULT 1,
+	first_seen		timestamptz NOT NULL,
+	last_seen		timestamptz NOT NULL,
+	resolved_at		timestamptz,
+	UNIQUE NULLS NOT DISTINCT (connection_id, sync_type, record_id, property, category)
+);
+CREATE INDEX sync_errors_open_idx ON sync_errors (connection_id, sync_type, attempts)
+	WHERE resolved_at IS NULL;
+COMMENT ON TABLE sync_errors IS 'records that could not be stored, one row a record and cause; the next run reads them again';
+COMMENT ON COLUMN sync_errors.id IS 'id of the entry';
+COMMENT ON COLUMN sync_errors.run_id IS 'the run that saw it last';
+COMMENT ON COLUMN sync_errors.connection_id IS 'the connection';
+COMMENT ON COLUMN sync_errors.sync_type IS 'the sync type';
+COMMENT ON COLUMN sync_errors.record_id IS 'HubSpot''s id, or sha256: and the payload''s hash where it has none or one too long';
+COMMENT ON COLUMN sync_errors.email IS 'e-mail of the record, where it has one';
+COMMENT ON COLUMN sync_errors.property IS 'property or column at fault, where known';
+COMMENT ON COLUMN sync_errors.category IS 'no_id, invalid_id, invalid_value, constraint or trigger (it raised an exception)';
+COMMENT ON COLUMN sync_errors.message IS 'what PostgreSQL or HubSpot said';
+COMMENT ON COLUMN sync_errors.payload IS 'the record as it was received';
+COMMENT ON COLUMN sync_errors.attempts IS 'how often it failed';
+COMMENT ON COLUMN sync_errors.first_seen IS 'first failure';
+COMMENT ON COLUMN sync_errors.last_seen IS 'latest failure';
+COMMENT ON COLUMN sync_errors.resolved_at IS 'when the record was stored after all';
+
+CREATE TABLE sync_state (
+	connection_id	uuid NOT NULL,
+	sync_type		text NOT NULL,
+	synced_until	timestamptz,
+	last_full_at	timestamptz,
+	last_full_mapping	text,
+	last_deep_at	timestamptz,
+	deep_until		timestamptz,
+	PRIMARY KEY (connection_id, sync_type)
+);
+COMMENT ON TABLE sync_state IS 'what completed runs have reached';
+COMMENT ON COLUMN sync_state.connection_id IS 'the connection';
+COMMENT ON COLUMN sync_state.sync_type IS 'the sync type';
+COMMENT ON COLUMN sync_state.synced_until IS 'HubSpot''s clock at the start of the last completed run';
+COMMENT ON COLUMN sync_state.last_full_at IS 'when a full run last completed';
+COMMENT ON COLUMN sync_state.last_full_mapping IS 'fingerprint of the mapping it used; another mapping makes auto full again';
+COMMENT ON COLUMN sync_state.last_deep_at IS 'when a run that reached back by the deep overlap, or a full one, last completed';
+COMMENT ON COLUMN sync_state.deep_until IS 'HubSpot''s clock at the start of that run';
+
+CREATE TABLE sync_rows (
+	connection_id		uuid NOT NULL,
+	sync_type			text NOT NULL,
+	record_id			text NOT NULL,
+	hubspot_updated_at	timestamptz,
+	archived			boolean NOT NULL DEFAULT false,
+	archived_at			timestamptz,
+	synced_at			timestamptz NOT NULL,
+	PRIMARY KEY (connection_id, sync_type, record_id)
+);
+COMMENT ON TABLE sync_rows IS 'bookkeeping per record for target tables that lack the columns for it, and for deleted rows';
+COMMENT ON COLUMN sync_rows.connection_id IS 'the connection';
+COMMENT ON COLUMN sync_rows.sync_type IS 'the sync type';
+COMMENT ON COLUMN sync_rows.record_id IS 'HubSpot''s id';
+COMMENT ON COLUMN sync_rows.hubspot_updated_at IS 'HubSpot''s time of the last change stored';
+COMMENT ON COLUMN sync_rows.archived IS 'the record is archived in HubSpot';
+COMMENT ON COLUMN sync_rows.archived_at IS 'when it was archived';
+COMMENT ON COLUMN sync_rows.synced_at IS 'when the target row was last written';
+
+-- ---------------------------------------------------------------------------
+-- What the extension ships
+-- ---------------------------------------------------------------------------
+
+INSERT INTO sync_connections (connection_id, name, shipped) VALUES
+	('00000000-0000-0000-0000-000000000000', 'default', true);
+
+INSERT INTO sync_types (sync_type, source, object_type, target_table, key_columns,
+	modified_property, created_property, shipped) VALUES
+	('contacts', 'objects', 'contacts', 'contacts', '{connection_id,hubspot_contact_id}',
+		'lastmodifieddate', 'createdate', true),
+	('deals', 'objects', 'deals', 'deals', '{connection_id,hubspot_deal_id}',
+		'hs_lastmodifieddate', 'createdate', true),
+	('owners', 'owners', 'owners', 'staff', '{connection_id,id}',
+		NULL, NULL, true);
+
+INSERT INTO sync_fields (sync_type, column_name, property, transform, argument, insert_only, shipped) VALUES
+	('contacts', 'email', 'email', 'value', NULL, false, true),
+	('contacts', 'first_name', 'firstname', 'value', NULL, false, true),
+	('contacts', 'last_name', 'lastname', 'value', NULL, false, true),
+	('contacts', 'phone', 'phone', 'value', NULL, false, true),
+	('contacts', 'owner_id', 'hubspot_owner_id', 'value', NULL, false, true),
+	('contacts', 'lifecycle_stage', 'lifecyclestage', 'value', NULL, false, true),
+	('contacts', 'status', 'hs_lead_status', 'value', NULL, false, true),
+	('contacts', 'created_at', 'createdate', 'value', NULL, false, true),
+	('contacts', 'updated_at', NULL, 'now', NULL, false, true),
+	('deals', 'deal_name', 'dealname', 'value', NULL, false, true),
+	('deals', 'deal_value', 'amount', 'value', NULL, false, true),
+	('deals', 'stage', 'dealstage', 'value', NULL, false, true),
+	('deals', 'status', 'dealstage', 'deal_status', NULL, false, true),
+	('deals', 'close_date', 'closedate', 'value', NULL, false, true),
+	('deals', 'closer_id', 'hubspot_owner_id', 'value', NULL, false, true),
+	('deals', 'pipeline', 'pipeline', 'value', NULL, false, true),
+	('deals', 'created_at', 'createdate', 'value', NULL, false, true),
+	('deals', 'updated_at', NULL, 'now', NULL, false, true),
+	('owners', 'name', NULL, 'owner_name', NULL, false, true),
+	('owners', 'email', 'email', 'value', NULL, false, true),
+	('owners', 'role', NULL, 'constant', 'coach', true, true),
+	('owners', 'created_at', 'createdAt', 'value', NULL, false, true);
+
+-- Whoever names a target table decides what our worker writes there as the
+-- table's owner, so he must be a member of that role.
+CREATE FUNCTION hubspot_sync_check_configuration() RETURNS trigger
+	AS 'MODULE_PATHNAME', 'hubspot_sync_check_configuration' LANGUAGE C;
+COMMENT ON FUNCTION hubspot_sync_check_configuration() IS 'accepts a target table only from a member of its owner, and notes who wrote the row';
+
+CREATE TRIGGER sync_types_check BEFORE INSERT OR UPDATE OR DELETE ON sync_types
+	FOR EACH ROW EXECUTE FUNCTION hubspot_sync_check_configuration();
+ALTER TABLE sync_types ENABLE ALWAYS TRIGGER sync_types_check;
+COMMENT ON TRIGGER sync_types_check ON sync_types IS 'only members of the target''s owner may configure it';
+CREATE TRIGGER sync_fields_check BEFORE INSERT OR UPDATE OR DELETE ON sync_fields
+	FOR EACH ROW EXECUTE FUNCTION hubspot_sync_check_configuration();
+ALTER TABLE sync_fields ENABLE ALWAYS TRIGGER sync_fields_check;
+COMMENT ON TRIGGER sync_fields_check ON sync_fields IS 'only members of the target''s owner may configure it';
+
+-- ---------------------------------------------------------------------------
+-- Functions
+-- ---------------------------------------------------------------------------
+
+CREATE FUNCTION trigger_hubspot_sync(sync_type text) RETURNS uuid
+	AS 'MODULE_PATHNAME', 'hubspot_sync_trigger' LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION trigger_hubspot_sync(text) IS 'requests a run in mode auto; it starts when the transaction commits; returns its id';
+
+CREATE FUNCTION trigger_hubspot_sync(sync_type text, mode text, timeframe text DEFAULT NULL,
+		connection text DEFAULT NULL) RETURNS uuid
+	AS 'MODULE_PATHNAME', 'hubspot_sync_trigger' LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION trigger_hubspot_sync(text, text, text, text) IS 'requests a run; it starts when the transaction commits; returns its id';
+
+CREATE PROCEDURE run_hubspot_sync(sync_type text, mode text DEFAULT 'auto',
+		timeframe text DEFAULT NULL, connection text DEFAULT NULL,
+		INOUT run_id uuid DEFAULT NULL, INOUT status text DEFAULT NULL,
+		INOUT records_processed integer DEFAULT NULL,
+		INOUT records_failed integer DEFAULT NULL)
+	AS 'MODULE_PATHNAME', 'hubspot_sync_run' LANGUAGE C;
+COMMENT ON PROCEDURE run_hubspot_sync(text, text, text, text, uuid, text, integer, integer) IS 'requests a run, waits for its end and shows its progress';
+
+CREATE PROCEDURE wait_for_hubspot_sync(run_id uuid, timeout interval DEFAULT '5 minutes',
+		INOUT status text DEFAULT NULL)
+	AS 'MODULE_PATHNAME', 'hubspot_sync_wait' LANGUAGE C;
+COMMENT ON PROCEDURE wait_for_hubspot_sync(uuid, interval, text) IS 'waits for a run''s end, at most so long, and returns its status';
+
+CREATE FUNCTION cancel_hubspot_sync(run_id uuid) RETURNS boolean
+	AS 'MODULE_PATHNAME', 'hubspot_sync_cancel' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION cancel_hubspot_sync(uuid) IS 'cancels a run; false if it was not under way';
+
+CREATE FUNCTION get_latest_sync_status() RETURNS TABLE (sync_type text,
+		last_sync_time timestamptz, status text, records_processed integer,
+		records_failed integer, duration_ms integer)
+	LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+	-- bound to the objects themselves, so that nobody can put others in their place
+	BEGIN ATOMIC
+		SELECT t.sync_type, COALESCE(l.completed_at, l.started_at, l.created_at),
+			l.status, l.records_processed, l.records_failed, l.duration_ms
+		FROM sync_types t
+		LEFT JOIN LATERAL (
+			SELECT s.* FROM sync_logs s
+			WHERE s.sync_type OPERATOR(pg_catalog.=) t.sync_type
+			ORDER BY s.created_at DESC LIMIT 1
+		) l ON true
+		WHERE t.enabled
+		ORDER BY t.sync_type;
+	END;
+COMMENT ON FUNCTION get_latest_sync_status() IS 'the newest run of every enabled sync type';
+
+CREATE FUNCTION test_hubspot_connection(connection text DEFAULT NULL)
+	RETURNS TABLE (ok boolean, portal_id text, latency_ms integer, message text)
+	AS 'MODULE_PATHNAME', 'hubspot_sync_test_connection' LANGUAGE C VOLATILE ROWS 1;
+COMMENT ON FUNCTION test_hubspot_connection(text) IS 'makes one request to HubSpot and says whether the token works';
+
+CREATE FUNCTION schedule_hubspot_sync()
+	RETURNS TABLE (job_name text, schedule text, command text)
+	AS 'MODULE_PATHNAME', 'hubspot_sync_schedule' LANGUAGE C VOLATILE ROWS 3;
+COMMENT ON FUNCTION schedule_hubspot_sync() IS 'creates the pg_cron jobs for contacts, deals and owners';
+
+CREATE FUNCTION unschedule_hubspot_sync() RETURNS integer
+	AS 'MODULE_PATHNAME', 'hubspot_sync_unschedule' LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION unschedule_hubspot_sync() IS 'removes the jobs of schedule_hubspot_sync() and returns how many there were';
+
+-- ---------------------------------------------------------------------------
+-- Privileges: nobody has any, whatever the database's default privileges say
+-- ---------------------------------------------------------------------------
+
+DO $$
+DECLARE
+	statement text;
+BEGIN
+	-- the schema may hold operators of others that fit better than ours
+	PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+	FOR statement IN
+		WITH member AS (
+			SELECT d.classid, d.objid
+			FROM pg_catalog.pg_depend d
+			JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid
+			WHERE d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass
+				AND d.deptype = 'e' AND e.extname = 'hubspot_sync'
+		), object AS (
+			SELECT 'TABLE ' || c.oid::pg_catalog.regclass AS name, c.relowner AS owner,
+				COALESCE(c.relacl, pg_catalog.acldefault('r', c.relowner)) AS acl
+			FROM member m JOIN pg_catalog.pg_class c ON c.oid = m.objid
+			WHERE m.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
+				AND c.relkind IN ('r', 'v')
+			UNION ALL
+			SELECT 'ROUTINE ' || p.oid::pg_catalog.regprocedure, p.proowner,
+				COALESCE(p.proacl, pg_catalog.acldefault('f', p.proowner))
+			FROM member m JOIN pg_catalog.pg_proc p ON p.oid = m.objid
+			WHERE m.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass
+			UNION ALL
+			SELECT 'TYPE ' || t.oid::pg_catalog.regtype, t.typowner,
+				COALESCE(t.typacl, pg_catalog.acldefault('T', t.typowner))
+			FROM member m JOIN pg_catalog.pg_type t ON t.oid = m.objid
+			WHERE m.classid = 'pg_catalog.pg_type'::pg_catalog.regclass
+				AND t.typtype = 'e'
+		)
+		SELECT DISTINCT pg_catalog.format('REVOKE ALL ON %s FROM %s CASCADE', o.name,
+			CASE a.grantee WHEN 0 THEN 'PUBLIC'
+				ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(a.grantee)) END)
+		FROM object o CROSS JOIN LATERAL pg_catalog.aclexplode(o.acl) a
+		WHERE a.grantee <> o.owner
+	LOOP
+		EXECUTE statement;
+	END LOOP;
+END
+$$;

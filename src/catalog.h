@@ -1,0 +1,233 @@
+/*-------------------------------------------------------------------------
+ *
+ * catalog.h
+ *	  Typed rows in and out of the extension's own tables.
+ *
+ * All functions need a transaction.  They run fixed statements as the
+ * extension's owner, with search_path = pg_catalog, pg_temp, whoever the
+ * caller is: privileges are checked where a SQL function is entered.  They
+ * throw what the statements throw, and 55000 where the extension is gone.
+ * Results are palloc'd in the current memory context.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef HS_CATALOG_H
+#define HS_CATALOG_H
+
+#include "postgres.h"
+
+#include "datatype/timestamp.h"
+#include "nodes/pg_list.h"
+#include "utils/uuid.h"
+
+/* An extension's place in this database. */
+typedef struct HsExtension
+{
+	Oid			oid;
+	Oid			owner;
+	Oid			schema;
+} HsExtension;
+
+typedef struct HsConnection
+{
+	pg_uuid_t	id;
+	char	   *name;
+	char	   *portal_id;		/* NULL: not known yet */
+} HsConnection;
+
+typedef struct HsField
+{
+	char	   *column;
+	char	   *property;		/* NULL where the transform needs none */
+	char	   *transform;
+	char	   *argument;
+	bool		insert_only;
+} HsField;
+
+typedef struct HsSyncType
+{
+	char	   *name;
+	char	   *source;
+	char	   *object_type;
+	char	   *target_schema;	/* NULL: the extension's */
+	char	   *target_table;
+	List	   *key_columns;	/* of char * */
+	char	   *modified_property;	/* may be NULL */
+	char	   *created_property;	/* may be NULL */
+	List	   *properties;		/* of char *, beside those of the fields */
+	char	   *delete_policy;
+	double		full_every_s;
+	bool		enabled;
+	List	   *fields;			/* of HsField * */
+	List	   *configured_by;	/* of char *: roles that wrote these rows */
+} HsSyncType;
+
+/* What a request asks for, and what a worker finds when it claims it. */
+typedef struct HsRunRequest
+{
+	pg_uuid_t	connection_id;
+	const char *connection_name;
+	const char *portal_id;		/* NULL: not known yet */
+	const char *sync_type;
+	const char *direction;
+	const char *mode;
+	const char *timeframe;		/* NULL: none */
+	const char *scope;			/* "": unscoped */
+	TimestampTz range_from;		/* 0: open */
+	TimestampTz range_to;		/* 0: open */
+	const char *trigger_source;
+	const char *requested_by;
+} HsRunRequest;
+
+typedef struct HsActiveRun
+{
+	pg_uuid_t	id;
+	char	   *mode;
+	char	   *scope;
+	char	   *started;		/* text for people */
+	int			pid;			/* 0: no worker yet */
+	bool		dead;
+} HsActiveRun;
+
+typedef struct HsRunStatus
+{
+	char	   *sync_type;
+	char	   *status;			/* effective: dead runs read as failed */
+	char	   *reason;			/* may be NULL */
+	char	   *message;		/* may be NULL */
+	char	   *activity;		/* what the worker does, may be NULL */
+	int			pid;			/* 0: no worker */
+	int			processed;
+	int			failed;
+	int			requests;
+	double		seconds;		/* since start, 0 before */
+} HsRunStatus;
+
+typedef struct HsRunCounters
+{
+	int			processed;
+	int			failed;
+	int			changed;
+	int			unchanged;
+	int			archived;
+	int			requests;
+	int			retries;
+	int64		bytes_received;
+} HsRunCounters;
+
+typedef struct HsResume
+{
+	pg_uuid_t	run_id;
+	char	   *checkpoint;		/* JSON text */
+} HsResume;
+
+typedef struct HsSyncState
+{
+	TimestampTz synced_until;	/* 0: never */
+	TimestampTz last_full_at;	/* 0: never; our clock */
+	char	   *last_full_mapping;
+	TimestampTz last_deep_at;	/* 0: never; our clock */
+	TimestampTz deep_until;		/* 0: never; HubSpot's clock */
+} HsSyncState;
+
+typedef struct HsDeadLetter
+{
+	const char *record_id;
+	const char *email;			/* NULL: none */
+	const char *property;		/* NULL: not known */
+	const char *category;
+	const char *message;
+	const char *payload;		/* JSON text, NULL: none */
+} HsDeadLetter;
+
+/* One record's bookkeeping where the target has no columns for it. */
+typedef struct HsKnownRow
+{
+	TimestampTz updated_at;		/* 0: unknown */
+	bool		archived;
+	bool		found;
+} HsKnownRow;
+
+extern bool hs_catalog_find_extension(HsExtension *extension);
+extern bool hs_catalog_lock_extension(Oid expected);
+
+extern HsSyncType *hs_catalog_sync_type(const char *name);
+extern char *hs_catalog_known_types(void);
+extern bool hs_catalog_connection(const char *name, HsConnection *connection);
+extern char *hs_catalog_known_connections(void);
+extern void hs_catalog_save_portal(const HsConnection *connection,
+								   const char *portal_id);
+extern bool hs_catalog_timeframe(const char *timeframe, TimestampTz *from,
+								 TimestampTz *to);
+extern char *hs_catalog_changed_settings(bool role_is_workers);
+extern Oid	hs_catalog_table_owner(Oid relation);
+
+extern bool hs_catalog_insert_run(const HsRunRequest *request, pg_uuid_t *id,
+								  int64 *lock_key);
+extern bool hs_catalog_active_run(const pg_uuid_t *connection_id,
+								  const char *sync_type, HsActiveRun *run);
+extern void hs_catalog_close_dead_run(const pg_uuid_t *id);
+extern void hs_catalog_touch_pending(const pg_uuid_t *id);
+extern bool hs_catalog_run_status(const pg_uuid_t *id, HsRunStatus *status);
+extern bool hs_catalog_cancel_pending(const pg_uuid_t *id);
+
+extern bool hs_catalog_claim_run(const pg_uuid_t *id, HsRunRequest *request);
+extern bool hs_catalog_resume(const HsRunRequest *request, const char *mode,
+							  const char *mapping, HsResume *resume);
+extern void hs_catalog_start_run(const pg_uuid_t *id, const char *mode,
+								 const char *mapping, const char *checkpoint,
+								 const pg_uuid_t *continues);
+extern void hs_catalog_save_run(const pg_uuid_t *id,
+								const HsRunCounters *counters,
+								const char *checkpoint);
+extern void hs_catalog_finish_run(const pg_uuid_t *id, const char *status,
+								  const HsRunCounters *counters,
+								  const char *error_details);
+
+extern void hs_catalog_state(const pg_uuid_t *connection_id,
+							 const char *sync_type, HsSyncState *state);
+extern void hs_catalog_save_state(const pg_uuid_t *connection_id,
+								  const char *sync_type,
+								  TimestampTz synced_until, bool full,
+								  bool deep, const char *mapping);
+
+extern void hs_catalog_reset_state(const pg_uuid_t *connection_id,
+								   const char *sync_type);
+
+extern void hs_catalog_dead_letter(const pg_uuid_t *run_id,
+								   const pg_uuid_t *connection_id,
+								   const char *sync_type,
+								   const HsDeadLetter *letter);
+extern List *hs_catalog_open_errors(const pg_uuid_t *connection_id,
+									const char *sync_type, int max_attempts,
+									int limit);
+extern bool hs_catalog_has_open_errors(const pg_uuid_t *connection_id,
+									   const char *sync_type);
+extern void hs_catalog_count_attempts(const pg_uuid_t *connection_id,
+									  const char *sync_type,
+									  const char *const *ids, int n);
+extern void hs_catalog_resolve_errors(const pg_uuid_t *connection_id,
+									  const char *sync_type,
+									  const char *const *ids, int n);
+extern void hs_catalog_resolve_anonymous(const pg_uuid_t *connection_id,
+										 const char *sync_type,
+										 TimestampTz before);
+
+extern void hs_catalog_known_rows(const pg_uuid_t *connection_id,
+								  const char *sync_type,
+								  const char *const *ids, int n,
+								  HsKnownRow *rows);
+extern void hs_catalog_save_rows(const pg_uuid_t *connection_id,
+								 const char *sync_type,
+								 const char *const *ids,
+								 const char *const *updated,
+								 const char *const *archived,
+								 const char *const *archived_at, int n);
+extern void hs_catalog_forget_rows(const pg_uuid_t *connection_id,
+								   const char *sync_type,
+								   const char *const *ids, int n);
+
+extern void hs_catalog_plan_by_index(void);
+extern Datum hs_catalog_text_array(const char *const *values, int n);
+
+#endif							/* HS_CATALOG_H */

@@ -1,0 +1,551 @@
+/*-------------------------------------------------------------------------
+ *
+ * sqlfuncs.c
+ *	  Functions and procedures that SQL can call.
+ *
+ * They check arguments and hand over.  Who may call them is decided by their
+ * EXECUTE privilege, which nobody has after CREATE EXTENSION.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <signal.h>
+
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "commands/dbcommands.h"
+#include "commands/extension.h"
+#include "commands/trigger.h"
+#include "executor/spi.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "nodes/parsenodes.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/timestamp.h"
+#include "utils/tuplestore.h"
+
+#include "api.h"
+#include "catalog.h"
+#include "compat.h"
+#include "mapping.h"
+#include "request.h"
+#include "subxact.h"
+#include "wait.h"
+#include "worker.h"
+
+/* A connection test takes no longer than this. */
+#define TEST_TIMEOUT_MS 10000
+
+/* How often a cancel looks again whether a run has begun or ended. */
+#define CANCEL_LOOKS 20
+
+PG_FUNCTION_INFO_V1(hubspot_sync_trigger);
+PG_FUNCTION_INFO_V1(hubspot_sync_run);
+PG_FUNCTION_INFO_V1(hubspot_sync_wait);
+PG_FUNCTION_INFO_V1(hubspot_sync_cancel);
+PG_FUNCTION_INFO_V1(hubspot_sync_test_connection);
+PG_FUNCTION_INFO_V1(hubspot_sync_schedule);
+PG_FUNCTION_INFO_V1(hubspot_sync_unschedule);
+PG_FUNCTION_INFO_V1(hubspot_sync_check_configuration);
+
+/* A text argument, NULL for null or one that was not given. */
+static char *
+text_arg(FunctionCallInfo fcinfo, int n)
+{
+	if (PG_NARGS() <= n || PG_ARGISNULL(n))
+		return NULL;
+	return text_to_cstring(PG_GETARG_TEXT_PP(n));
+}
+
+/* The arguments that trigger and run have in common. */
+static HsRequestArgs
+request_args(FunctionCallInfo fcinfo, const char *source)
+{
+	HsRequestArgs args = {
+		.sync_type = text_arg(fcinfo, 0),
+		.mode = text_arg(fcinfo, 1),
+		.timeframe = text_arg(fcinfo, 2),
+		.connection = text_arg(fcinfo, 3),
+		.source = source
+	};
+
+	return args;
+}
+
+/* ------------------------------------------------------------------------
+ * Runs
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * trigger_hubspot_sync(sync_type [, mode, timeframe, connection]) -> uuid
+ */
+Datum
+hubspot_sync_trigger(PG_FUNCTION_ARGS)
+{
+	HsRequestArgs args = request_args(fcinfo, "sql");
+	pg_uuid_t  *id = palloc(sizeof(pg_uuid_t));
+
+	(void) hs_request_run(&args, id);
+	PG_RETURN_UUID_P(id);
+}
+
+/*
+ * Refuses a procedure that cannot commit.
+ */
+static void
+require_nonatomic(FunctionCallInfo fcinfo, const char *procedure,
+				  const char *hint)
+{
+	if (fcinfo->context != NULL && IsA(fcinfo->context, CallContext) &&
+		!castNode(CallContext, fcinfo->context)->atomic)
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+			 errmsg("CALL %s cannot run inside a transaction block",
+					procedure),
+			 errhint("%s", hint)));
+}
+
+/* The row that a procedure returns in its INOUT arguments. */
+static Datum
+result_row(FunctionCallInfo fcinfo, Datum *values, bool *nulls)
+{
+	TupleDesc	desc;
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values,
+											 nulls));
+}
+
+/* Warns about a run that did not end well. */
+static void
+warn_about(const HsRunStatus *status)
+{
+	if (strcmp(status->status, "success") == 0)
+		return;
+	ereport(WARNING,
+			(errmsg("sync \"%s\" ended %s: %s", status->sync_type,
+					status->status,
+					status->message ? status->message : "no reason is known"),
+			 status->reason ? errdetail("Reason: %s.", status->reason) : 0,
+			 errhint("See sync_logs and sync_errors.")));
+}
+
+/*
+ * run_hubspot_sync(sync_type, mode, timeframe, connection, INOUT run_id,
+ * INOUT status, INOUT records_processed, INOUT records_failed)
+ */
+Datum
+hubspot_sync_run(PG_FUNCTION_ARGS)
+{
+	HsRequestArgs args = request_args(fcinfo, "call");
+	MemoryContext caller = CurrentMemoryContext;
+	pg_uuid_t  *id = palloc(sizeof(pg_uuid_t));
+	HsFollowing following = {.run_id = id, .notices = true};
+	HsRunStatus status = {0};
+	Datum		values[4];
+	bool		nulls[4] = {false};
+
+	require_nonatomic(fcinfo, "run_hubspot_sync",
+					  "Use trigger_hubspot_sync(), which returns at once; the run starts when the transaction commits.");
+	SPI_connect_ext(SPI_OPT_NONATOMIC);
+	MemoryContextSwitchTo(caller);
+	args.follow = true;
+	if (hs_request_run(&args, id))
+	{
+		SPI_commit();
+		MemoryContextSwitchTo(caller);
+		following.worker = hs_worker_followed();
+	}
+	hs_wait_follow(&following, &status);
+	if (following.worker != NULL)
+		pfree(following.worker);
+	warn_about(&status);
+	SPI_finish();
+	MemoryContextSwitchTo(caller);
+
+	values[0] = UUIDPGetDatum(id);
+	values[1] = CStringGetTextDatum(status.status);
+	values[2] = Int32GetDatum(status.processed);
+	values[3] = Int32GetDatum(status.failed);
+	PG_RETURN_DATUM(result_row(fcinfo, values, nulls));
+}
+
+/* The instant at which a wait of this length is over. */
+static TimestampTz
+instant_after(const Interval *wait)
+{
+	double		us = wait->time + wait->day * (double) USECS_PER_DAY +
+		wait->month * 30.0 * USECS_PER_DAY;
+	double		longest = 365.0 * 100 * USECS_PER_DAY;
+
+	return GetCurrentTimestamp() + (int64) Min(Max(us, 0), longest);
+}
+
+/*
+ * wait_for_hubspot_sync(run_id, timeout, INOUT status)
+ */
+Datum
+hubspot_sync_wait(PG_FUNCTION_ARGS)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	pg_uuid_t	id;
+	HsFollowing following = {.run_id = &id};
+	HsRunStatus status = {0};
+	Datum		values[1];
+	bool		nulls[1] = {false};
+
+	require_nonatomic(fcinfo, "wait_for_hubspot_sync",
+					  "End the transaction first, or look at sync_logs.");
+	if (PG_ARGISNULL(0))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("the run id must not be null")));
+	id = *PG_GETARG_UUID_P(0);
+	if (!PG_ARGISNULL(1))
+		following.until = instant_after(PG_GETARG_INTERVAL_P(1));
+	SPI_connect_ext(SPI_OPT_NONATOMIC);
+	MemoryContextSwitchTo(caller);
+	hs_wait_follow(&following, &status);
+	SPI_finish();
+	MemoryContextSwitchTo(caller);
+
+	values[0] = CStringGetTextDatum(status.status);
+	PG_RETURN_DATUM(result_row(fcinfo, values, nulls));
+}
+
+/*
+ * cancel_hubspot_sync(run_id) -> boolean
+ *
+ * A run that has not begun is cancelled in its log entry; one that has, by
+ * interrupting its worker, which holds the run's lock.
+ */
+Datum
+hubspot_sync_cancel(PG_FUNCTION_ARGS)
+{
+	pg_uuid_t  *id = PG_GETARG_UUID_P(0);
+	HsRunStatus status = {0};
+
+	if (!hs_catalog_run_status(id, &status))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("there is no run with this id"),
+				 errhint("See the ids in sync_logs.")));
+	for (int i = 0; i < CANCEL_LOOKS; i++)
+	{
+		bool		pending = strcmp(status.status, "pending") == 0;
+
+		if (pending && hs_catalog_cancel_pending(id))
+			PG_RETURN_BOOL(true);
+		if (strcmp(status.status, "running") == 0 && status.pid != 0)
+		{
+			kill(status.pid, SIGINT);
+			PG_RETURN_BOOL(true);
+		}
+		if (!pending)
+			break;
+		(void) hs_catalog_run_status(id, &status);	/* it has just begun */
+	}
+	PG_RETURN_BOOL(false);
+}
+
+/* ------------------------------------------------------------------------
+ * Trying the connection
+ * ------------------------------------------------------------------------
+ */
+
+/* A connection test and what it has found out. */
+typedef struct Test
+{
+	HsApi	   *api;
+	char	   *portal_id;
+} Test;
+
+/* Makes the test's request. */
+static void
+try_connection(void *arg)
+{
+	Test	   *test = arg;
+	const HsJson *root = hs_api_finish(test->api, hs_api_account(test->api));
+	const char *portal = hs_json_text(hs_json_member(root, "portalId"));
+
+	test->portal_id = portal ? pstrdup(portal) : NULL;
+}
+
+/* Whether an error is about the connection, and so the test's result. */
+static bool
+is_about_connection(const ErrorData *error, void *arg)
+{
+	Test	   *test = arg;
+
+	return test->api->failure.reason != NULL;
+}
+
+/* What to tell about an error: it, and what to do unless that is about runs. */
+static char *
+error_text(const Test *test, const ErrorData *error)
+{
+	bool		about_runs = strcmp(test->api->failure.reason, "gave_up") == 0;
+
+	return error->hint == NULL || about_runs ? error->message
+		: psprintf("%s. %s", error->message, error->hint);
+}
+
+/*
+ * test_hubspot_connection(connection) -> (ok, portal_id, latency_ms, message)
+ *
+ * One request, not repeated, before anything is written.
+ */
+Datum
+hubspot_sync_test_connection(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	HsConnection connection;
+	Test		test = {0};
+	HsApi	   *api;
+	ErrorData  *error;
+	TimestampTz start;
+	long		ms;
+	Datum		values[4] = {0};
+	bool		nulls[4] = {false};
+
+	InitMaterializedSRF(fcinfo, 0);
+	hs_request_connection(text_arg(fcinfo, 0), &connection);
+	api = hs_api_open(hs_api_rate_key(connection.portal_id, connection.name),
+					  NULL);
+	api->max_retries = 0;
+	api->total_timeout_ms = Min(api->total_timeout_ms, TEST_TIMEOUT_MS);
+	api->longest_wait_ms = TEST_TIMEOUT_MS;
+	test.api = api;
+	start = GetCurrentTimestamp();
+	error = hs_subxact_try(try_connection, is_about_connection, &test);
+	ms = TimestampDifferenceMilliseconds(start, GetCurrentTimestamp());
+	if (test.portal_id != NULL && !XactReadOnly)
+		hs_catalog_save_portal(&connection, test.portal_id);
+
+	values[0] = BoolGetDatum(error == NULL);
+	nulls[1] = test.portal_id == NULL;
+	if (test.portal_id != NULL)
+		values[1] = CStringGetTextDatum(test.portal_id);
+	values[2] = Int32GetDatum((int32) ms);
+	values[3] = CStringGetTextDatum(error ? error_text(&test, error)
+									: "HubSpot accepts the token");
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	return (Datum) 0;
+}
+
+/* ------------------------------------------------------------------------
+ * Schedules
+ * ------------------------------------------------------------------------
+ */
+
+static const struct
+{
+	const char *job;
+	const char *schedule;
+	const char *sync_type;
+} jobs[] = {
+	{"sync-hubspot-contacts", "*/5 * * * *", "contacts"},
+	{"sync-hubspot-deals", "*/15 * * * *", "deals"},
+	{"sync-hubspot-owners", "0 6 * * *", "owners"},
+};
+
+/* The command of a job: schema-qualified, since jobs have no search_path. */
+static char *
+job_command(const char *sync_type)
+{
+	HsExtension extension;
+
+	if (!hs_catalog_find_extension(&extension))
+		elog(ERROR, "extension is not installed");
+	return psprintf("SELECT %s.trigger_hubspot_sync(%s)",
+					quote_identifier(get_namespace_name(extension.schema)),
+					quote_literal_cstr(sync_type));
+}
+
+/*
+ * Refuses where pg_cron is not in this database, with the lines to run where
+ * it is.
+ */
+static void
+require_pg_cron(void)
+{
+	StringInfoData lines;
+
+	if (OidIsValid(get_extension_oid("pg_cron", true)))
+		return;
+	initStringInfo(&lines);
+	for (size_t i = 0; i < lengthof(jobs); i++)
+		appendStringInfo(&lines,
+						 "\nSELECT cron.schedule_in_database(%s, %s, %s, %s);",
+						 quote_literal_cstr(jobs[i].job),
+						 quote_literal_cstr(jobs[i].schedule),
+						 quote_literal_cstr(job_command(jobs[i].sync_type)),
+						 quote_literal_cstr(get_database_name(MyDatabaseId)));
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("extension \"pg_cron\" is not installed in this database"),
+			 errhint("Install it here, or run in the database that has it:%s",
+					 lines.data)));
+}
+
+/* Runs a statement of pg_cron's with text arguments as the caller. */
+static uint64
+run_cron(const char *sql, int nargs, const char **args)
+{
+	Oid			types[3] = {TEXTOID, TEXTOID, TEXTOID};
+	Datum		values[3];
+
+	for (int i = 0; i < nargs; i++)
+		values[i] = CStringGetTextDatum(args[i]);
+	if (SPI_execute_with_args(sql, nargs, types, values, NULL, false, 0) !=
+		SPI_OK_SELECT)
+		elog(ERROR, "pg_cron did not answer");
+	return SPI_processed;
+}
+
+/*
+ * schedule_hubspot_sync() -> (job_name, schedule, command)
+ *
+ * The jobs belong to the caller and run as him.
+ */
+Datum
+hubspot_sync_schedule(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	bool		nulls[3] = {false};
+
+	InitMaterializedSRF(fcinfo, 0);
+	require_pg_cron();
+	for (size_t i = 0; i < lengthof(jobs); i++)
+	{
+		const char *args[3] = {jobs[i].job, jobs[i].schedule,
+							   job_command(jobs[i].sync_type)};
+		Datum		values[3];
+
+		SPI_connect();
+		run_cron("SELECT cron.schedule($1, $2, $3)", 3, args);
+		SPI_finish();
+		for (int c = 0; c < 3; c++)
+			values[c] = CStringGetTextDatum(args[c]);
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	}
+	return (Datum) 0;
+}
+
+/*
+ * unschedule_hubspot_sync() -> integer
+ */
+Datum
+hubspot_sync_unschedule(PG_FUNCTION_ARGS)
+{
+	int			removed = 0;
+
+	if (!OidIsValid(get_extension_oid("pg_cron", true)))
+		PG_RETURN_INT32(0);
+	for (size_t i = 0; i < lengthof(jobs); i++)
+	{
+		const char *args[1] = {jobs[i].job};
+
+		SPI_connect();
+		removed += run_cron("SELECT cron.unschedule(jobid) FROM cron.job"
+							" WHERE jobname = $1 AND username = current_user"
+							" AND database = current_database()",
+							1, args);
+		SPI_finish();
+	}
+	PG_RETURN_INT32(removed);
+}
+
+/* ------------------------------------------------------------------------
+ * Configuration
+ * ------------------------------------------------------------------------
+ */
+
+/* A column of a row as text, NULL for null. */
+static char *
+row_value(const TriggerData *trigger, HeapTuple row, const char *column)
+{
+	TupleDesc	desc = RelationGetDescr(trigger->tg_relation);
+
+	return SPI_getvalue(row, desc, SPI_fnumber(desc, column));
+}
+
+/*
+ * The sync type whose target a row of sync_types or sync_fields is about,
+ * NULL if there is none.
+ */
+static HsSyncType *
+configured_type(const TriggerData *trigger, HeapTuple row)
+{
+	HsSyncType *type;
+
+	if (SPI_fnumber(RelationGetDescr(trigger->tg_relation),
+					"target_table") == SPI_ERROR_NOATTRIBUTE)
+		return hs_catalog_sync_type(row_value(trigger, row, "sync_type"));
+	type = palloc0(sizeof(HsSyncType));
+	type->name = row_value(trigger, row, "sync_type");
+	type->target_schema = row_value(trigger, row, "target_schema");
+	type->target_table = row_value(trigger, row, "target_table");
+	return type->target_table ? type : NULL;
+}
+
+/* Throws unless the current user may decide about a row's target. */
+static void
+check_row(const TriggerData *trigger, HeapTuple row)
+{
+	HsSyncType *type = configured_type(trigger, row);
+
+	if (type != NULL)
+		hs_mapping_check_writer(type);
+}
+
+/* The new row with its author, and no longer as it was shipped. */
+static HeapTuple
+signed_row(const TriggerData *trigger, HeapTuple row)
+{
+	TupleDesc	desc = RelationGetDescr(trigger->tg_relation);
+	int			numbers[2] = {SPI_fnumber(desc, "configured_by"),
+							  SPI_fnumber(desc, "shipped")};
+	Datum		values[2];
+	bool		nulls[2] = {false};
+	NameData	who;
+
+	namestrcpy(&who, GetUserNameFromId(GetUserId(), false));
+	values[0] = NameGetDatum(&who);
+	values[1] = BoolGetDatum(false);
+	return heap_modify_tuple_by_cols(row, desc, 2, numbers, values, nulls);
+}
+
+/*
+ * BEFORE trigger of sync_types and sync_fields: accepts a target table, old
+ * or new, only from a member of its owner, and notes who wrote the row.
+ */
+Datum
+hubspot_sync_check_configuration(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigger = (TriggerData *) fcinfo->context;
+
+	if (!CALLED_AS_TRIGGER(fcinfo) ||
+		!TRIGGER_FIRED_BEFORE(trigger->tg_event) ||
+		!TRIGGER_FIRED_FOR_ROW(trigger->tg_event))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("hubspot_sync_check_configuration() is a row trigger")));
+	check_row(trigger, trigger->tg_trigtuple);
+	if (TRIGGER_FIRED_BY_DELETE(trigger->tg_event))
+		return PointerGetDatum(trigger->tg_trigtuple);
+	if (TRIGGER_FIRED_BY_INSERT(trigger->tg_event))
+		return PointerGetDatum(signed_row(trigger, trigger->tg_trigtuple));
+	check_row(trigger, trigger->tg_newtuple);
+	return PointerGetDatum(signed_row(trigger, trigger->tg_newtuple));
+}

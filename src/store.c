@@ -1,0 +1,645 @@
+/*-------------------------------------------------------------------------
+ *
+ * store.c
+ *	  Pages of records into a target table.
+ *
+ * A page is read without a transaction: records are told from junk, mapped to
+ * text values, and of several versions of one record the newest is kept.  It
+ * is saved in one transaction.  Where the data is at fault, the page is
+ * halved until the guilty record stands alone; it becomes a dead letter, and
+ * the others are stored.  Any other error is not a record's fault and stops
+ * the run.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "common/cryptohash.h"
+#include "common/sha2.h"
+#include "executor/spi.h"
+#include "utils/timestamp.h"
+
+#include "store.h"
+#include "subxact.h"
+
+/* A payload larger than this is not kept in sync_errors. */
+#define MAX_PAYLOAD (4 * 1024 * 1024)
+
+/* Ids and e-mails longer than these are none. */
+#define MAX_RECORD_ID 100
+#define MAX_EMAIL 1000
+
+/* How much of a refused value its message shows. */
+#define MAX_SHOWN 100
+
+/* Stages that no pipeline has: beyond so many, none is asked for any more. */
+#define MAX_UNKNOWN_STAGES 1000
+
+/* ------------------------------------------------------------------------
+ * The meaning of stages
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * What a stage's metadata says (facts section 8): closed with probability 1
+ * is won, closed otherwise lost.  Where isClosed is missing, the
+ * probabilities 1 and 0 stand for closed.
+ */
+static const char *
+status_of_stage(const HsJson *stage)
+{
+	const HsJson *metadata = hs_json_member(stage, "metadata");
+	const char *text = hs_json_text(hs_json_member(metadata, "probability"));
+	double		probability = text ? strtod(text, NULL) : 0.5;
+	bool		closed;
+
+	if (!hs_json_bool(hs_json_member(metadata, "isClosed"), &closed))
+		closed = probability >= 1 || probability <= 0;
+	if (!closed)
+		return "open";
+	return probability >= 1 ? "won" : "lost";
+}
+
+/*
+ * Adds a stage, or replaces what was known of it.  Allocated in the current
+ * memory context.
+ */
+static void
+add_stage(HsStore *store, const char *id, const char *status)
+{
+	HsStage    *stage;
+	ListCell   *lc;
+
+	foreach(lc, store->stages)
+	{
+		stage = lfirst(lc);
+		if (strcmp(stage->id, id) == 0)
+		{
+			stage->status = status;
+			return;
+		}
+	}
+	stage = palloc(sizeof(HsStage));
+	stage->id = pstrdup(id);
+	stage->status = status;
+	store->stages = lappend(store->stages, stage);
+}
+
+/*
+ * Reads the pipelines.
+ */
+static void
+refresh_stages(HsStore *store)
+{
+	HsApi	   *api = store->run->api;
+	HsApiCall  *call = hs_api_pipelines(api, store->type->object_type);
+	const HsJson *pipelines = hs_json_member(hs_api_finish(api, call),
+											 "results");
+	MemoryContext old = MemoryContextSwitchTo(store->run->context);
+
+	for (int i = 0; i < hs_json_length(pipelines); i++)
+	{
+		const HsJson *stages = hs_json_member(hs_json_element(pipelines, i),
+											  "stages");
+
+		for (int j = 0; j < hs_json_length(stages); j++)
+		{
+			const HsJson *stage = hs_json_element(stages, j);
+			const char *id = hs_json_text(hs_json_member(stage, "id"));
+
+			if (id != NULL)
+				add_stage(store, id, status_of_stage(stage));
+		}
+	}
+	MemoryContextSwitchTo(old);
+}
+
+/*
+ * Fills in a record's values.  The first unknown stage of a page has the
+ * pipelines read; what is unknown then has no status, for the rest of the
+ * run.
+ */
+static void
+fill_record(HsStore *store, HsRecordPage *page, HsRecord *record)
+{
+	const char *unknown = hs_mapping_fill(store->mapping, record, store->stages);
+
+	if (unknown == NULL || store->nunknown >= MAX_UNKNOWN_STAGES)
+		return;
+	if (!page->stages_read)
+	{
+		page->stages_read = true;
+		refresh_stages(store);
+		unknown = hs_mapping_fill(store->mapping, record, store->stages);
+	}
+	if (unknown != NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(store->run->context);
+
+		add_stage(store, unknown, NULL);
+		store->nunknown++;
+		MemoryContextSwitchTo(old);
+	}
+}
+
+/* ------------------------------------------------------------------------
+ * Reading a page
+ * ------------------------------------------------------------------------
+ */
+
+/* A stand-in for an id that is missing or too long: the payload's hash. */
+static char *
+payload_hash(const char *payload)
+{
+	pg_cryptohash_ctx *ctx = pg_cryptohash_create(PG_SHA256);
+	uint8		digest[PG_SHA256_DIGEST_LENGTH];
+	StringInfoData text;
+
+	if (ctx == NULL || pg_cryptohash_init(ctx) < 0 ||
+		pg_cryptohash_update(ctx, (const uint8 *) payload, strlen(payload)) < 0 ||
+		pg_cryptohash_final(ctx, digest, sizeof(digest)) < 0)
+		elog(ERROR, "could not compute a SHA-256 hash");
+	pg_cryptohash_free(ctx);
+	initStringInfo(&text);
+	appendStringInfoString(&text, "sha256:");
+	for (size_t i = 0; i < sizeof(digest); i++)
+		appendStringInfo(&text, "%02x", digest[i]);
+	return text.data;
+}
+
+/* Adds a dead letter to the page. */
+static void
+add_letter(HsRecordPage *page, const HsRecord *record, const char *category,
+		   const char *property, const char *message)
+{
+	HsDeadLetter *letter = palloc0(sizeof(HsDeadLetter));
+	StringInfoData payload;
+
+	initStringInfo(&payload);
+	hs_json_append(&payload, record->json);
+	letter->payload = payload.data;
+	letter->record_id = record->id;
+	letter->email = hs_json_text(hs_json_member(record->properties, "email"));
+	letter->property = property;
+	letter->category = category;
+	letter->message = message;
+	page->letters = lappend(page->letters, letter);
+}
+
+/* Makes a dead letter of a record without a usable id. */
+static void
+reject_record(HsRecordPage *page, const HsRecord *record, const char *problem)
+{
+	add_letter(page, record, problem, NULL,
+			   record->id == NULL || record->id[0] == '\0'
+			   ? "the record has no id" : "the record's id is not a number");
+}
+
+/* Makes a dead letter of a record with a value that cannot be right. */
+static void
+refuse_value(HsStore *store, HsRecordPage *page, const HsRecord *record)
+{
+	int			i = record->refused - store->mapping->columns;
+
+	add_letter(page, record, "invalid_value", record->refused->property,
+			   psprintf("invalid value for column \"%s\": \"%s\"",
+						record->refused->name,
+						hs_json_clip(record->values[i], MAX_SHOWN)));
+}
+
+/* By id, of the same id the newest last. */
+static int
+compare_records(const void *a, const void *b)
+{
+	const HsRecord *ra = *(HsRecord *const *) a;
+	const HsRecord *rb = *(HsRecord *const *) b;
+
+	if (ra->id_number != rb->id_number)
+		return ra->id_number < rb->id_number ? -1 : 1;
+	if (ra->updated_at != rb->updated_at)
+		return ra->updated_at < rb->updated_at ? -1 : 1;
+	return 0;
+}
+
+/* Keeps of every id the newest record; the others count as unchanged. */
+static void
+drop_duplicates(HsRecordPage *page)
+{
+	int			kept = 0;
+
+	qsort(page->records, page->nrecords, sizeof(HsRecord *), compare_records);
+	for (int i = 0; i < page->nrecords; i++)
+	{
+		if (kept > 0 &&
+			page->records[kept - 1]->id_number == page->records[i]->id_number)
+			kept--;
+		page->records[kept++] = page->records[i];
+	}
+	page->nrecords = kept;
+}
+
+/*
+ * Turns a page's JSON results into records with values, and junk into dead
+ * letters.  Makes requests only for the meaning of unknown stages, so no
+ * transaction may be open.  Everything belongs to the current memory context.
+ */
+void
+hs_store_read(HsStore *store, HsRecordPage *page)
+{
+	int			n = hs_json_length(page->results);
+
+	page->received = n;
+	page->records = palloc(sizeof(HsRecord *) * Max(n, 1));
+	for (int i = 0; i < n; i++)
+	{
+		HsRecord   *record = palloc(sizeof(HsRecord));
+		const char *problem;
+
+		if (!hs_mapping_read_record(store->mapping,
+									hs_json_element(page->results, i),
+									record, &problem))
+		{
+			reject_record(page, record, problem);
+			continue;
+		}
+		record->archived |= page->in_recycle_bin;
+		fill_record(store, page, record);
+		if (record->refused != NULL)
+			refuse_value(store, page, record);
+		else
+			page->records[page->nrecords++] = record;
+	}
+	drop_duplicates(page);
+}
+
+/*
+ * Takes the usable ids out of a page that lists nothing but ids, and leaves
+ * dead letters for the rest in `page`.  Returns how many ids there are; they
+ * belong to the page's JSON.
+ */
+int
+hs_store_read_ids(HsStore *store, HsRecordPage *page, const char **ids)
+{
+	int			n = hs_json_length(page->results);
+	int			usable = 0;
+
+	for (int i = 0; i < n; i++)
+	{
+		HsRecord	record;
+		const char *problem;
+
+		if (hs_mapping_read_record(store->mapping,
+								   hs_json_element(page->results, i),
+								   &record, &problem))
+			ids[usable++] = record.id;
+		else
+			reject_record(page, &record, problem);
+	}
+	page->received = list_length(page->letters);
+	return usable;
+}
+
+/* ------------------------------------------------------------------------
+ * Storing with the data at fault
+ * ------------------------------------------------------------------------
+ */
+
+/* Whether archived records are deleted instead of marked. */
+static bool
+deletes(const HsStore *store, const HsRecord *record)
+{
+	return record->archived && strcmp(store->type->delete_policy, "delete") == 0;
+}
+
+/*
+ * Makes deferred constraints and triggers fire where the record at fault can
+ * still be found.
+ */
+static void
+set_constraints_immediate(void)
+{
+	SPI_connect();
+	if (SPI_execute("SET CONSTRAINTS ALL IMMEDIATE", false, 0) != SPI_OK_UTILITY)
+		elog(ERROR, "SET CONSTRAINTS failed");
+	SPI_finish();
+}
+
+/* Whether an error is the data's fault, not the database's. */
+static bool
+is_record_fault(const ErrorData *error, void *arg)
+{
+	int			class = ERRCODE_TO_CATEGORY(error->sqlerrcode);
+
+	/* The limit exceeded is that of an index entry, by a value too long. */
+	return class == ERRCODE_DATA_EXCEPTION ||
+		class == ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION ||
+		error->sqlerrcode == ERRCODE_RAISE_EXCEPTION ||
+		error->sqlerrcode == ERRCODE_PROGRAM_LIMIT_EXCEEDED;
+}
+
+/* Something to try with some records. */
+typedef struct Trial
+{
+	HsStore    *store;
+	HsRecordPage *page;
+	HsRecord  **records;
+	int			n;
+	int			column;
+} Trial;
+
+/*
+ * Whether sync_rows has something to say about this target's records: where
+ * the target lacks the columns, and where deleted rows can say nothing.
+ */
+static bool
+remembers_rows(const HsStore *store)
+{
+	return store->mapping->keeps_rows ||
+		strcmp(store->type->delete_policy, "delete") == 0;
+}
+
+/* Stores or deletes records that are all of one kind. */
+static void
+store_records(void *arg)
+{
+	Trial	   *t = arg;
+	const pg_uuid_t *connection = &t->store->run->request.connection_id;
+	uint64		written;
+
+	if (deletes(t->store, t->records[0]))
+		written = hs_mapping_delete(t->store->mapping, connection, t->records,
+									t->n);
+	else
+		written = hs_mapping_store(t->store->mapping, connection,
+								   t->page->provisional, t->records, t->n);
+	set_constraints_immediate();
+	t->page->changed += written;
+	if (t->records[0]->archived)
+		t->page->archived += written;
+}
+
+/* Tries the value of one column of one record. */
+static void
+try_value(void *arg)
+{
+	Trial	   *t = arg;
+
+	hs_mapping_try_value(t->store->mapping, t->records[0], t->column);
+}
+
+/*
+ * The property, or else the column, whose value the column's type refuses;
+ * NULL if it is none of them.
+ */
+static const char *
+find_culprit(HsStore *store, HsRecord *record)
+{
+	for (int i = 0; i < store->mapping->ninputs; i++)
+	{
+		const HsColumn *column = &store->mapping->columns[i];
+
+		Trial		trial = {.store = store, .records = &record, .column = i};
+
+		if (record->values[i] != NULL &&
+			hs_subxact_try(try_value, is_record_fault, &trial) != NULL)
+			return column->property ? column->property : column->name;
+	}
+	return NULL;
+}
+
+/* Makes a dead letter of the one record that could not be stored. */
+static void
+bury(HsStore *store, HsRecordPage *page, HsRecord *record,
+	 const ErrorData *error)
+{
+	const char *category = "trigger";
+	const char *property = NULL;
+	int			class = ERRCODE_TO_CATEGORY(error->sqlerrcode);
+
+	if (class == ERRCODE_DATA_EXCEPTION ||
+		error->sqlerrcode == ERRCODE_PROGRAM_LIMIT_EXCEEDED)
+	{
+		category = "invalid_value";
+		property = find_culprit(store, record);
+	}
+	else if (class == ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION)
+	{
+		category = "constraint";
+		property = error->column_name;
+	}
+	add_letter(page, record, category, property,
+			   error->detail ? psprintf("%s: %s", error->message, error->detail)
+			   : error->message);
+}
+
+/*
+ * Stores records, halving them as long as an error is the data's fault, until
+ * the guilty one stands alone.  Guilty ones are removed from `records` by
+ * setting them to NULL.
+ */
+static void
+store_range(HsStore *store, HsRecordPage *page, HsRecord **records, int n)
+{
+	Trial		trial = {store, page, records, n, 0};
+	ErrorData  *error;
+
+	if (n == 0)
+		return;
+	error = hs_subxact_try(store_records, is_record_fault, &trial);
+	if (error == NULL)
+		return;
+	if (n == 1)
+	{
+		bury(store, page, records[0], error);
+		records[0] = NULL;
+		return;
+	}
+	store_range(store, page, records, n / 2);
+	store_range(store, page, records + n / 2, n - n / 2);
+}
+
+/* ------------------------------------------------------------------------
+ * Saving a page
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Leaves out records that are older than what is stored, for targets that
+ * cannot tell by themselves.  Returns how many are left.
+ */
+static int
+drop_stale(HsStore *store, const HsRecordPage *page, HsRecord **records, int n)
+{
+	HsKnownRow *known = palloc(sizeof(HsKnownRow) * n);
+	const char **ids = palloc(sizeof(char *) * n);
+	int			kept = 0;
+
+	for (int i = 0; i < n; i++)
+		ids[i] = records[i]->id;
+	hs_catalog_known_rows(&store->run->request.connection_id,
+						  store->type->name, ids, n, known);
+	for (int i = 0; i < n; i++)
+	{
+		const HsRecord *r = records[i];
+		bool		older = known[i].found && r->updated_at != 0 &&
+			r->updated_at < known[i].updated_at;
+		bool		revived = known[i].found && page->provisional &&
+			known[i].archived && !r->archived &&
+			r->updated_at <= known[i].updated_at;
+
+		if (!older && !revived)
+			records[kept++] = records[i];
+	}
+	return kept;
+}
+
+/* Keeps the books on records that were stored, or deleted. */
+static void
+save_rows(HsStore *store, HsRecord **records, const char **ids, int n)
+{
+	const char **updated = palloc(sizeof(char *) * n);
+	const char **archived = palloc(sizeof(char *) * n);
+	const char **archived_at = palloc(sizeof(char *) * n);
+	const pg_uuid_t *connection = &store->run->request.connection_id;
+
+	for (int i = 0; i < n; i++)
+	{
+		const HsRecord *r = records[i];
+
+		updated[i] = r->updated_at ? pstrdup(timestamptz_to_str(r->updated_at))
+			: NULL;
+		archived[i] = r->archived ? "true" : "false";
+		archived_at[i] = r->archived_at
+			? pstrdup(timestamptz_to_str(r->archived_at)) : NULL;
+	}
+	hs_catalog_save_rows(connection, store->type->name, ids, updated, archived,
+						 archived_at, n);
+}
+
+/* What follows for records that were stored: errors closed, books kept. */
+static void
+settle_records(HsStore *store, HsRecord **records, int n)
+{
+	const char **ids = palloc(sizeof(char *) * Max(n, 1));
+	int			stored = 0;
+
+	for (int i = 0; i < n; i++)
+	{
+		if (records[i] == NULL)
+			continue;
+		records[stored] = records[i];
+		ids[stored++] = records[i]->id;
+	}
+	if (stored == 0)
+		return;
+	if (store->has_errors)
+		hs_catalog_resolve_errors(&store->run->request.connection_id,
+								  store->type->name, ids, stored);
+	if (store->mapping->keeps_rows || deletes(store, records[0]))
+		save_rows(store, records, ids, stored);
+	else if (strcmp(store->type->delete_policy, "delete") == 0)
+		hs_catalog_forget_rows(&store->run->request.connection_id,
+							   store->type->name, ids, stored);
+}
+
+/*
+ * Saves those of a page's records that are archived, or those that are not.
+ */
+static void
+save_group(HsStore *store, HsRecordPage *page, bool archived)
+{
+	HsRecord  **records = palloc(sizeof(HsRecord *) * Max(page->nrecords, 1));
+	int			n = 0;
+
+	if (archived && strcmp(store->type->delete_policy, "ignore") == 0)
+		return;
+	for (int i = 0; i < page->nrecords; i++)
+	{
+		if (page->records[i]->archived == archived)
+			records[n++] = page->records[i];
+	}
+	if (n > 0 && remembers_rows(store))
+		n = drop_stale(store, page, records, n);
+	store_range(store, page, records, n);
+	settle_records(store, records, n);
+}
+
+/* Writes the page's dead letters. */
+static void
+save_letters(HsStore *store, HsRecordPage *page)
+{
+	ListCell   *lc;
+
+	foreach(lc, page->letters)
+	{
+		HsDeadLetter *letter = lfirst(lc);
+
+		/* Here, in a transaction, since hashing needs a resource owner. */
+		if (letter->record_id == NULL || letter->record_id[0] == '\0' ||
+			strlen(letter->record_id) > MAX_RECORD_ID)
+			letter->record_id = payload_hash(letter->payload);
+		if (strlen(letter->payload) > MAX_PAYLOAD)
+			letter->payload = NULL;
+		if (letter->email != NULL && strlen(letter->email) > MAX_EMAIL)
+			letter->email = NULL;
+		hs_catalog_dead_letter(&store->run->id,
+							   &store->run->request.connection_id,
+							   store->type->name, letter);
+	}
+	if (page->letters != NIL)
+		store->has_errors = true;
+}
+
+/* How many of a page's dead letters were counted when they were retried. */
+static int
+count_repeated(const HsStore *store, const HsRecordPage *page)
+{
+	int			repeated = 0;
+	ListCell   *lc;
+	ListCell   *known;
+
+	foreach(lc, page->letters)
+	{
+		const HsDeadLetter *letter = lfirst(lc);
+
+		foreach(known, store->failed_again)
+			repeated += strcmp(lfirst(known), letter->record_id) == 0;
+	}
+	return repeated;
+}
+
+/* Adds the page to the run's counters, each failed record once. */
+static void
+count_page(const HsStore *store, const HsRecordPage *page,
+		   HsRunCounters *counters)
+{
+	int			repeated = count_repeated(store, page);
+	int			received = page->received - repeated;
+	int			failed = list_length(page->letters) - repeated;
+
+	counters->processed += received;
+	counters->failed += failed;
+	counters->changed += page->changed;
+	counters->archived += page->archived;
+	counters->unchanged += Max(received - failed - page->changed, 0);
+}
+
+/*
+ * Saves a page with all that belongs to it in one transaction: rows, dead
+ * letters, counters and, unless NULL, the run's checkpoint.
+ */
+void
+hs_store_save(HsStore *store, HsRecordPage *page, const char *checkpoint)
+{
+	HsRunCounters counters = store->run->counters;
+
+	hs_run_begin(store->run);
+	hs_mapping_check_target(store->mapping);
+	save_group(store, page, false);
+	save_group(store, page, true);
+	save_letters(store, page);
+	count_page(store, page, &counters);
+	hs_run_save(store->run, &counters, checkpoint);
+	hs_run_commit(store->run);
+	hs_run_count(store->run, &counters);
+}
