@@ -1,0 +1,406 @@
+# shellcheck shell=bash
+# Functions shared by the scripts in this folder; to be sourced, not run.
+#
+# A script calls work_begin first. It gets a folder of its own ($work) and a
+# trap that ends everything it started, removes the folder and then calls the
+# script's function last_words, if it has one. PostgreSQL is never touched: the extension is installed into a copy of the server made of
+# links ($stage), which finds its files relative to its own program.
+
+set -euo pipefail
+shopt -s inherit_errexit
+
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+python="${PYTHON:-/usr/bin/python3}"
+export PYTHONDONTWRITEBYTECODE=1
+export LC_ALL=C.UTF-8
+unset PGHOST PGHOSTADDR PGPORT PGUSER PGDATABASE PGPASSWORD PGPASSFILE PGSERVICE \
+    PGOPTIONS PGSSLMODE PGTZ PGDATESTYLE PGCLIENTENCODING
+
+work=''
+keep=''       # what work_end leaves: nothing, "files" or "everything"
+data=''
+stage_bin=''
+socket_dir=''
+server_port=''
+simulator_pid=''
+simulator_url=''
+running='' # the command that limited() waits for
+
+die() {
+    printf '%s: %s\n' "${0##*/}" "$*" >&2
+    exit 1
+}
+
+# The comment at the top of a script.
+usage() {
+    sed -n '2,/^$/s/^# \{0,1\}//p' "$1"
+}
+
+say() {
+    printf '\n== %s\n' "$*"
+}
+
+# ---------------------------------------------------------------------------
+# The folder of this run, and its end
+
+work_begin() {
+    work="$(mktemp -d "${TMPDIR:-/tmp}/hubspot_sync.XXXXXX")"
+    chmod 755 "$work"
+    trap work_end EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM HUP
+}
+
+work_end() {
+    local status=$?
+    trap '' INT TERM HUP
+    set +e
+    [ "$keep" = everything ] && exit "$status"
+    [ -z "$running" ] || { kill "$running" && wait "$running"; } 2>/dev/null
+    server_stop
+    simulator_stop
+    sweep "$work"
+    if [ "$keep" = files ]; then
+        printf 'files kept in %s\n' "$work" >&2
+    else
+        rm -rf "$work"
+    fi
+    if declare -F last_words >/dev/null; then
+        last_words
+    fi
+    exit "$status"
+}
+
+# Runs a command with a limit of time, shows what it prints and keeps it in a
+# file; its status is the function's. In the background, so that a signal to
+# the script is not kept waiting.
+limited() {
+    local seconds=$1 log=$2 status=0 reader
+    shift 2
+    mkfifo "$work/pipe"
+    tee "$log" <"$work/pipe" &
+    reader=$!
+    timeout -k 10 "$seconds" "$@" >"$work/pipe" 2>&1 </dev/null &
+    running=$!
+    wait "$running" || status=$?
+    running=''
+    if [ "$status" -ge 124 ]; then
+        echo "killed, at the latest after $seconds seconds" | tee -a "$log"
+        kill "$reader" # somebody may still hold the other end
+    fi
+    wait "$reader" || true
+    rm -f "$work/pipe"
+    return "$status"
+}
+
+# Ends what still runs from inside a folder: servers and simulators of tests
+# that were killed. Its name is random, so that nobody else's command has it.
+sweep() {
+    local dir=$1 pid pids attempt
+    for attempt in 1 2 3 4 5; do
+        pids="$(processes_of "$dir")"
+        [ -z "$pids" ] && return
+        for pid in $pids; do
+            kill "-$([ "$attempt" -lt 4 ] && echo TERM || echo KILL)" "$pid" 2>/dev/null
+        done
+        sleep 1
+    done
+}
+
+# Processes with the folder in their command line or as working directory.
+processes_of() {
+    local dir=$1 proc pid
+    for proc in /proc/[0-9]*; do
+        pid="${proc#/proc/}"
+        [ "$pid" = "$$" ] || [ "$pid" = "$BASHPID" ] && continue
+        if [[ "$(readlink "$proc/cwd" 2>/dev/null)/" == "$dir"/* ]] ||
+            tr '\0' ' ' 2>/dev/null <"$proc/cmdline" | grep -qF "$dir/"; then
+            printf '%s\n' "$pid"
+        fi
+    done
+}
+
+# ---------------------------------------------------------------------------
+# Users
+
+# The user that servers run as: PostgreSQL refuses to be root.
+server_user() {
+    if [ "$(id -u)" -ne 0 ]; then
+        id -un
+    else
+        printf '%s\n' "${HUBSPOT_SYNC_USER:-postgres}"
+    fi
+}
+
+# Sets the array that, put before a command, has it run as that user, in a
+# folder that the user can read.
+server_user_prefix() {
+    as_user=(env -C "$work" "HOME=$work")
+    [ "$(id -u)" -ne 0 ] || as_user=(runuser -u "$(server_user)" -- "${as_user[@]}")
+}
+
+as_server_user() {
+    local -a as_user
+    server_user_prefix
+    "${as_user[@]}" "$@"
+}
+
+# Gives files to that user.
+give() {
+    [ "$(id -u)" -ne 0 ] || chown -R "$(server_user):" "$@"
+}
+
+# ---------------------------------------------------------------------------
+# Packages
+
+# The newest pg_config of version 15 or later that extensions can be built for.
+find_pg_config() {
+    local candidate
+    while read -r candidate; do
+        if usable_pg_config "$candidate"; then
+            printf '%s\n' "$candidate"
+            return 0
+        fi
+    done < <(
+        printf '%s\n' "${PG_CONFIG:-}"
+        command -v pg_config || true
+        printf '%s\n' /usr/lib/postgresql/*/bin/pg_config /usr/pgsql-*/bin/pg_config | sort -rV
+    )
+    return 1
+}
+
+usable_pg_config() {
+    local version
+    [ -n "$1" ] && [ -x "$1" ] || return 1
+    version="$("$1" --version 2>/dev/null | sed 's/^[^0-9]*\([0-9]*\).*/\1/')"
+    [ "${version:-0}" -ge 15 ] && [ -f "$("$1" --pgxs)" ] &&
+        [ -x "$("$1" --bindir)/initdb" ]
+}
+
+# Names the missing packages of a group.
+missing_packages() {
+    case $1 in
+        build)
+            find_pg_config >/dev/null || apt_postgresql
+            missing_program make make
+            missing_program gcc gcc
+            missing_program pkg-config pkg-config
+            missing_header curl/curl.h libcurl libcurl4-openssl-dev
+            missing_header json-c/json.h json-c libjson-c-dev
+            ;;
+        simulator)
+            "$python" -c 'import aiohttp' 2>/dev/null || echo python3-aiohttp
+            ;;
+        test)
+            perl -MIPC::Run -e 1 2>/dev/null || echo libipc-run-perl
+            missing_program prove perl
+            missing_pg_cron
+            ;;
+        lint)
+            missing_program clang clang
+            missing_program clang-format-14 clang-format-14
+            missing_program clang-tidy clang-tidy
+            missing_program cppcheck cppcheck
+            missing_program shellcheck shellcheck
+            ;;
+    esac
+}
+
+missing_program() {
+    command -v "$1" >/dev/null || echo "$2"
+}
+
+missing_header() {
+    pkg-config --exists "$2" 2>/dev/null || [ -f "/usr/include/$1" ] || echo "$3"
+}
+
+missing_pg_cron() {
+    local pg_config
+    if pg_config="$(find_pg_config)"; then
+        [ -f "$("$pg_config" --sharedir)/extension/pg_cron.control" ] ||
+            echo "postgresql-$(major_version "$pg_config")-cron"
+    else
+        apt_postgresql | sed -n 's/^postgresql-\([0-9]*\)$/postgresql-\1-cron/p'
+    fi
+}
+
+major_version() {
+    "$1" --version | sed 's/^[^0-9]*\([0-9]*\).*/\1/'
+}
+
+# The packages of the newest server that apt knows.
+apt_postgresql() {
+    local version
+    for version in 19 18 17 16 15; do
+        if apt-cache show "postgresql-server-dev-$version" >/dev/null 2>&1; then
+            printf '%s\n' "postgresql-$version" "postgresql-server-dev-$version"
+            return
+        fi
+    done
+    printf '%s\n' postgresql-15 postgresql-server-dev-15
+}
+
+# Installs what is missing for the given groups; does nothing otherwise.
+need() {
+    local -a packages
+    mapfile -t packages < <(missing "$@")
+    [ ${#packages[@]} -eq 0 ] && return
+    apt_refresh "${packages[@]}"
+    # What apt offers is known only now.
+    mapfile -t packages < <(missing "$@")
+    say "installing ${packages[*]}"
+    as_root apt-get install -y --no-install-recommends "${packages[@]}" \
+        >"$work/apt.log" 2>&1 ||
+        { tail -n 20 "$work/apt.log" >&2 && die "apt-get could not install the packages"; }
+}
+
+missing() {
+    local group
+    for group in "$@"; do missing_packages "$group"; done | sort -u
+}
+
+apt_refresh() {
+    local names="$*"
+    command -v apt-get >/dev/null ||
+        die "please install what these Debian packages contain: $names"
+    [ "$(id -u)" -eq 0 ] || command -v sudo >/dev/null ||
+        die "please install as root: apt-get install $names"
+    as_root apt-get update >"$work/apt.log" 2>&1 ||
+        { tail -n 20 "$work/apt.log" >&2 && die "apt-get update failed"; }
+}
+
+as_root() {
+    if [ "$(id -u)" -eq 0 ]; then
+        DEBIAN_FRONTEND=noninteractive "$@"
+    else
+        sudo DEBIAN_FRONTEND=noninteractive "$@"
+    fi
+}
+
+# ---------------------------------------------------------------------------
+# Building and staging
+
+# Copies the source tree, so that building leaves nothing behind in it.
+copy_tree() {
+    local target=$1
+    mkdir -p "$target"
+    tar -C "$root" --exclude=./.git --exclude='*.o' --exclude='*.bc' --exclude='*.so' \
+        --exclude=./tmp_check --exclude=./results --exclude=__pycache__ -cf - . |
+        tar -C "$target" -xf -
+}
+
+# Builds a tree and installs it into a copy of the server under $work/stage.
+# Further arguments go to make. Callers test its status, which switches errexit
+# off: every step says for itself that it has to succeed.
+stage() {
+    local tree=$1 pg_config
+    shift
+    pg_config="$(find_pg_config)" || die "no PostgreSQL 15 or later to build for"
+    make -s -C "$tree" -j"$(nproc)" PG_CONFIG="$pg_config" "$@" all &&
+        make -s -C "$tree" PG_CONFIG="$pg_config" "$@" DESTDIR="$work/stage" install &&
+        link_server "$("$pg_config" --bindir)" "$("$pg_config" --pkglibdir)" \
+            "$("$pg_config" --sharedir)" &&
+        stage_paths &&
+        if [ "$("$stage_bin/pg_config" --pkglibdir)" != "$work/stage$("$pg_config" --pkglibdir)" ]; then
+            die "this PostgreSQL cannot be run from another folder"
+        fi
+}
+
+# Sets what others need to know of the stage.
+stage_paths() {
+    stage_bin="$work/stage$("$(find_pg_config)" --bindir)"
+}
+
+# Programs are copied, for they look for their files beside themselves; their
+# files are links, except those that the extension has brought.
+link_server() {
+    local bin=$1 dir
+    shift
+    mkdir -p "$work/stage$bin" && cp -r "$bin/." "$work/stage$bin/" || return
+    for dir in "$@"; do
+        mkdir -p "$work/stage$dir" && cp -rsn "$dir/." "$work/stage$dir/" || return
+    done
+}
+
+# ---------------------------------------------------------------------------
+# A throw-away server
+
+# Creates and starts a server from the stage. Lines for postgresql.conf are
+# read from standard input.
+server_start() {
+    data="$work/data"
+    socket_dir="$work"
+    # The path of a socket may have 107 bytes.
+    [ ${#socket_dir} -lt 80 ] || socket_dir="$(mktemp -d /tmp/hubspot_sync.XXXXXX)"
+    server_port=5432
+    mkdir "$data"
+    give "$data" "$socket_dir"
+    as_server_user "$stage_bin/initdb" -D "$data" -A trust -U postgres --no-sync \
+        -E UTF8 --locale=C.UTF-8 >"$work/initdb.log" 2>&1 ||
+        { cat "$work/initdb.log" >&2 && die "initdb failed"; }
+    {
+        printf "listen_addresses = ''\n"
+        printf "unix_socket_directories = '%s'\n" "$socket_dir"
+        printf 'fsync = off\n'
+        cat
+    } >>"$data/postgresql.conf"
+    as_server_user "$stage_bin/pg_ctl" -w -t 60 -D "$data" -l "$data/server.log" \
+        start >"$work/start.log" 2>&1 ||
+        { cat "$work/start.log" "$data/server.log" >&2 && die "the server does not start"; }
+    export PGHOST="$socket_dir" PGPORT="$server_port" PGUSER=postgres PGDATABASE=postgres
+}
+
+server_stop() {
+    if [ -n "$data" ] && [ -f "$data/postmaster.pid" ]; then
+        as_server_user "$stage_bin/pg_ctl" -w -t 30 -D "$data" -m fast stop >/dev/null 2>&1 ||
+            as_server_user "$stage_bin/pg_ctl" -w -D "$data" -m immediate stop >/dev/null 2>&1
+    fi
+    data=''
+    if [ -n "$socket_dir" ] && [ "$socket_dir" != "$work" ]; then
+        rm -rf "$socket_dir"
+    fi
+    socket_dir=''
+}
+
+# psql against that server, stopping at the first error.
+sql() {
+    "$stage_bin/psql" -X -q -v ON_ERROR_STOP=1 "$@"
+}
+
+# ---------------------------------------------------------------------------
+# The HubSpot simulator
+
+# Starts it with the given options; it ends with this script, unless the
+# option --stay is among them.
+simulator_start() {
+    local out="$work/simulator.out" attempt
+    "$python" "$root/test/simulator/hubspot_simulator.py" "$@" \
+        >"$out" 2>"$work/simulator.log" </dev/null &
+    simulator_pid=$!
+    for attempt in $(seq 300); do
+        simulator_url="$(sed -n 's/^listening on //p' "$out")"
+        [ -n "$simulator_url" ] && return
+        kill -0 "$simulator_pid" 2>/dev/null || break
+        sleep 0.1
+    done
+    cat "$work/simulator.log" >&2
+    die "the simulator does not start (attempt $attempt)"
+}
+
+simulator_stop() {
+    [ -z "$simulator_pid" ] && return
+    kill "$simulator_pid" 2>/dev/null
+    wait "$simulator_pid" 2>/dev/null
+    simulator_pid=''
+}
+
+# Calls its control API: method, path below /_control/, body.
+control() {
+    "$python" -c '
+import sys, urllib.request
+method, url, body = sys.argv[1:]
+request = urllib.request.Request(url, body.encode() or None, method=method)
+opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+sys.stdout.write(opener.open(request, timeout=60).read().decode())
+' "$1" "$simulator_url/_control/$2" "${3:-}"
+}

@@ -1,0 +1,499 @@
+package HubspotSync::Simulator;
+
+=pod
+
+=head1 NAME
+
+HubspotSync::Simulator - a HubSpot of the test's own
+
+=head1 SYNOPSIS
+
+  my $sim = HubspotSync::Simulator->start(contacts => 250, latency_ms => 5);
+  $sim->fault(path => '/contacts', nth => 3, action => { kind => 'html' });
+  $sim->patch('contacts', $id, { firstname => 'Zoe' });
+  is(scalar $sim->requests(path => qr{/contacts$}), 3);
+
+=head1 DESCRIPTION
+
+Starts test/simulator/hubspot_simulator.py as a child and speaks its control
+API, which test/simulator/README.md describes. The child ends with the object,
+with the test, and when the test is killed. Text is Perl text in both
+directions. Only modules that come with Perl are needed.
+
+=cut
+
+use strict;
+use warnings;
+
+use Carp;
+use Cwd qw(abs_path);
+use File::Basename qw(dirname);
+use HTTP::Tiny;
+use IPC::Open3;
+use JSON::PP;
+use MIME::Base64 qw(encode_base64);
+
+my $program = abs_path(dirname(__FILE__) . '/../../simulator')
+  . '/hubspot_simulator.py';
+my $agent = __PACKAGE__;
+my $start_timeout = 60;
+
+# Whatever lives when the test ends is stopped, in any order of destruction.
+my %running;
+
+=pod
+
+=head1 LIFE
+
+=over
+
+=item start(%options)
+
+Options are those of the command line with underscores for hyphens: data sizes
+(contacts, deals, owners, companies, ..., wide), seed, token, latency_ms,
+limits ('on' or 'off'), search_lag_ms, gzip, certificate and key, port. One
+whose value is undef is a switch. Dies if the simulator does not come up.
+
+=cut
+
+sub start
+{
+	my ($class, %options) = @_;
+	my $self = bless {
+		token => $options{token} // 'test-token',
+		owner => $$,
+		json => JSON::PP->new->utf8->allow_nonref,
+	}, $class;
+
+	my @command = ($ENV{PYTHON} || '/usr/bin/python3', $program);
+	foreach my $name (sort keys %options)
+	{
+		push @command, '--' . ($name =~ tr/_/-/r);
+		push @command, $options{$name} if defined $options{$name};
+	}
+	$self->_launch(@command);
+	$self->{http} = HTTP::Tiny->new(
+		agent => $agent,
+		timeout => 120,
+		keep_alive => 0,
+		proxy => undef,
+		http_proxy => undef,
+		https_proxy => undef,
+		verify_SSL => 0);
+	return $self;
+}
+
+sub _launch
+{
+	my ($self, @command) = @_;
+	local $ENV{PYTHONDONTWRITEBYTECODE} = 1;
+	open my $null, '<', '/dev/null' or croak "cannot read /dev/null: $!";
+	$self->{pid} =
+	  open3('<&' . fileno($null), my $out, '>&' . fileno(STDERR), @command);
+	$running{ $self->{pid} } = $self->{owner};
+	$self->{out} = $out;
+
+	my $line;
+	eval {
+		local $SIG{ALRM} = sub { die "timeout\n" };
+		alarm $start_timeout;
+		$line = <$out>;
+		alarm 0;
+	};
+	alarm 0;
+	if (($line // '') !~ /^listening on (https?:\S+)$/)
+	{
+		$self->stop;
+		croak 'the simulator did not start: ' . ($line // ($@ || 'no output'));
+	}
+	$self->{url} = $1;
+	return;
+}
+
+=pod
+
+=item stop()
+
+Ends the simulator; clients see their connections closed.
+
+=cut
+
+sub stop
+{
+	my ($self) = @_;
+	_end(delete $self->{pid});
+	close delete $self->{out} if $self->{out};
+	return;
+}
+
+# Ends a child of this process; one that was forked keeps its hands off.
+sub _end
+{
+	my ($pid) = @_;
+	return unless defined $pid && ($running{$pid} // 0) == $$;
+	delete $running{$pid};
+	local ($?, $!, $@);
+	kill 'TERM', $pid;
+	waitpid $pid, 0;
+	return;
+}
+
+sub DESTROY
+{
+	my ($self) = @_;
+	_end($self->{pid});
+	return;
+}
+
+END
+{
+	_end($_) foreach keys %running;
+}
+
+=pod
+
+=item url()
+
+Where it listens, for hubspot_sync.api_url.
+
+=item port()
+
+=item token()
+
+The access token that it accepts.
+
+=item pid()
+
+=cut
+
+sub url { return $_[0]{url}; }
+sub port { return ($_[0]{url} =~ /:(\d+)$/)[0]; }
+sub token { return $_[0]{token}; }
+sub pid { return $_[0]{pid}; }
+
+=pod
+
+=back
+
+=head1 CONTROL
+
+=over
+
+=item control($method, $path, $body, %expect)
+
+A request to /_control/$path with $body as its JSON; returns the decoded
+answer. Dies on anything but success, unless status => $code announces
+another one.
+
+=cut
+
+sub control
+{
+	my ($self, $method, $path, $body, %expect) = @_;
+	my $answer = $self->_send($method, "/_control/$path", $body);
+	my $wanted = $expect{status};
+	my $fine = defined $wanted ? $answer->{status} == $wanted : $answer->{success};
+	croak "$method /_control/$path: $answer->{status} $answer->{content}" unless $fine;
+	return $self->_decoded($answer);
+}
+
+sub _send
+{
+	my ($self, $method, $path, $body, %headers) = @_;
+	my %request = (headers => \%headers);
+	if (defined $body)
+	{
+		$request{content} = $self->{json}->encode($body);
+		$headers{'Content-Type'} = 'application/json';
+	}
+	return $self->{http}->request($method, $self->{url} . $path, \%request);
+}
+
+sub _decoded
+{
+	my ($self, $answer) = @_;
+	return length $answer->{content} ? $self->{json}->decode($answer->{content}) : undef;
+}
+
+=pod
+
+=item state()
+
+Counts of records and requests, the clock, the settings, failed scripts.
+
+=item reset(%sizes)
+
+Fresh data; faults, scripts and journal are forgotten, settings stay.
+
+=item config(%settings)
+
+Changes settings (limits and gzip are booleans: pass \1 or \0) and returns all.
+
+=item fault(%fault)
+
+Installs a fault: method, path, path_regex, nth, times (0: always) and action.
+A string for action stands for { kind => $action }.
+
+=item clear_faults()
+
+=item script(%script)
+
+Operations to run before or after a request; see the simulator's README.md.
+
+=cut
+
+sub state { return $_[0]->control('GET', 'state'); }
+sub clear_faults { return $_[0]->control('DELETE', 'faults'); }
+
+sub reset
+{
+	my ($self, %sizes) = @_;
+	return $self->control('POST', 'reset', \%sizes);
+}
+
+sub config
+{
+	my ($self, %settings) = @_;
+	$self->{token} = $settings{token} if defined $settings{token};
+	return $self->control('POST', 'config', \%settings);
+}
+
+sub fault
+{
+	my ($self, %fault) = @_;
+	$fault{action} = { kind => $fault{action} } unless ref $fault{action};
+	return $self->control('POST', 'faults', \%fault);
+}
+
+sub script
+{
+	my ($self, %script) = @_;
+	return $self->control('POST', 'script', \%script);
+}
+
+=pod
+
+=back
+
+=head1 JOURNAL
+
+=over
+
+=item journal()
+
+All requests as hashes: n, at_ms, method, path, query, body, status (undef: no
+answer), authorization_ok, user_agent, fault and more. Requests of this module
+are left out.
+
+=item clear_journal()
+
+=item requests(%filter)
+
+Those whose fields fit: a regular expression has to match, any other value has
+to be equal; undef is equal to undef. A field of query or body is named
+"query.limit" and the like. In scalar context their number.
+
+=cut
+
+sub journal
+{
+	my ($self) = @_;
+	my $entries = $self->control('GET', 'journal');
+	return grep { ($_->{user_agent} // '') ne $agent } @$entries;
+}
+
+sub clear_journal
+{
+	my ($self) = @_;
+	return $self->control('DELETE', 'journal');
+}
+
+sub requests
+{
+	my ($self, %filter) = @_;
+	my @found = $self->journal;
+	foreach my $name (keys %filter)
+	{
+		@found = grep { _fits(_field($_, $name), $filter{$name}) } @found;
+	}
+	return @found;
+}
+
+sub _field
+{
+	my ($value, $name) = @_;
+	foreach my $part (split /\./, $name)
+	{
+		return undef unless ref $value eq 'HASH';
+		$value = $value->{$part};
+	}
+	return $value;
+}
+
+sub _fits
+{
+	my ($value, $wanted) = @_;
+	return !defined $value if !defined $wanted;
+	return 0 unless defined $value;
+	return $value =~ $wanted if ref $wanted eq 'Regexp';
+	return $value eq $wanted;
+}
+
+=pod
+
+=back
+
+=head1 DATA
+
+=over
+
+=item objects($type, archived => 0|1)
+
+All records of a type as they truly are, by id, with every property: id,
+properties, createdAt, updatedAt, archived, archivedAt. For 'owners' they come
+through the API itself, where faults may meet them.
+
+=item objects_text($type, archived => 0|1)
+
+The same as the text of one JSON document a line, undecoded: Perl's own JSON
+module takes seconds for thousands of records.
+
+=item object($type, $id)
+
+=cut
+
+sub objects
+{
+	my ($self, $type, %which) = @_;
+	return $self->_owners(%which) if $type eq 'owners';
+	return map { $self->{json}->decode($_) } split /\n/, $self->objects_text($type, %which);
+}
+
+sub objects_text
+{
+	my ($self, $type, %which) = @_;
+	return join '', map { $self->{json}->encode($_) . "\n" } $self->_owners(%which)
+	  if $type eq 'owners';
+
+	my $path = "/_control/objects/$type";
+	$path .= '?archived=' . ($which{archived} ? 'true' : 'false') if defined $which{archived};
+	my $answer = $self->_send('GET', $path);
+	croak "GET $path: $answer->{status} $answer->{content}" unless $answer->{success};
+	return $answer->{content};
+}
+
+sub object
+{
+	my ($self, $type, $id) = @_;
+	return $self->control('GET', "objects/$type/$id");
+}
+
+sub _owners
+{
+	my ($self, %which) = @_;
+	return ($self->_owners(archived => 0), $self->_owners(archived => 1))
+	  unless defined $which{archived};
+
+	my @owners;
+	my $archived = $which{archived} ? 'true' : 'false';
+	my $after = '';
+	while (defined $after)
+	{
+		my $path = "/crm/owners/2026-09?limit=500&archived=$archived$after";
+		my $answer = $self->_send('GET', $path, undef, Authorization => "Bearer $self->{token}");
+		croak "GET $path: $answer->{status} $answer->{content}" unless $answer->{success};
+		my $page = $self->_decoded($answer);
+		push @owners, @{ $page->{results} };
+		$after = $page->{paging}{next}{after};
+		$after = '&after=' . _escape($after) if defined $after;
+	}
+	return @owners;
+}
+
+sub _escape
+{
+	my ($text) = @_;
+	return $text =~ s/([^A-Za-z0-9_.~-])/sprintf '%%%02X', ord $1/ger;
+}
+
+=pod
+
+=item create($type, \%properties, ...)
+
+Creates a record for each hash and returns their ids; a hash with the keys
+id, properties, createdate or lastmodifieddate stands for those. 'owners' is a
+type too; its hashes are the owner's own fields.
+
+=item patch($type, $id, \%properties)
+
+=item archive($type, $id), restore($type, $id), purge($type, $id)
+
+=item merge($type, $primary, $other, %options)
+
+=item touch($type, %what)
+
+Gives many records one modified date: count or ids, at_ms, properties. Returns
+how many.
+
+=item raw($type, $id, $bytes)
+
+Delivers these bytes in place of the record's JSON; undef ends it.
+
+=back
+
+=cut
+
+sub create
+{
+	my ($self, $type, @records) = @_;
+	return @{ $self->control('POST', 'owners', { owners => \@records })->{ids} }
+	  if $type eq 'owners';
+
+	my @fields = map { _is_record($_) ? $_ : { properties => $_ } } @records;
+	return @{ $self->control('POST', "objects/$type", { records => \@fields })->{ids} };
+}
+
+sub _is_record
+{
+	my ($hash) = @_;
+	return ref $hash->{properties} || exists $hash->{id};
+}
+
+sub patch
+{
+	my ($self, $type, $id, $properties) = @_;
+	return $self->control('PATCH', "owners/$id", $properties) if $type eq 'owners';
+	return $self->control('PATCH', "objects/$type/$id", { properties => $properties });
+}
+
+sub archive { return _step('archive', @_); }
+sub restore { return _step('restore', @_); }
+sub purge { return _step('purge', @_); }
+
+sub _step
+{
+	my ($operation, $self, $type, $id) = @_;
+	my $folder = $type eq 'owners' ? '' : 'objects/';
+	return $self->control('POST', "$folder$type/$id/$operation");
+}
+
+sub merge
+{
+	my ($self, $type, $primary, $other, %options) = @_;
+	return $self->control('POST', "objects/$type/$primary/merge/$other", \%options);
+}
+
+sub touch
+{
+	my ($self, $type, %what) = @_;
+	return $self->control('POST', "touch/$type", \%what)->{touched};
+}
+
+sub raw
+{
+	my ($self, $type, $id, $bytes) = @_;
+	return $self->control('DELETE', "raw/$type/$id") unless defined $bytes;
+	return $self->control('POST', "raw/$type/$id", { base64 => encode_base64($bytes, '') });
+}
+
+1;
