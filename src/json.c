@@ -501,27 +501,6 @@ hs_json_element(const HsJson *array, int index)
 	return wrap(json_object_array_get_idx(unwrap(array), index));
 }
 
-/*
- * Calls `visit` for the members of an object, in the order of the document,
- * until it returns false.  Of members of the same name there is only the
- * last one, at the place of the first.
- */
-void
-hs_json_walk(const HsJson *object, HsJsonVisitor visit, void *arg)
-{
-	json_object *container = unwrap(object);
-
-	if (json_object_is_type(container, json_type_object))
-	{
-		/* The macro declares `name` and `value`. */
-		json_object_object_foreach(container, name, value)
-		{
-			if (!visit(name, wrap(value), arg))
-				break;
-		}
-	}
-}
-
 /* The source text of a number, or what NaN and the infinities are called. */
 static const char *
 double_text(json_object *number)

@@ -38,10 +38,6 @@ typedef enum HsJsonType
 	HS_JSON_OBJECT
 } HsJsonType;
 
-/* Called for every member of an object; false stops the walk. */
-typedef bool (*HsJsonVisitor)(const char *name, const HsJson *value,
-							  void *arg);
-
 extern HsJsonParse hs_json_parse(const char *text, size_t len);
 
 extern HsJsonType hs_json_type(const HsJson *value);
@@ -51,7 +47,6 @@ extern const HsJson *hs_json_path(const HsJson *object, const char *first,
 								  const char *second);
 extern int	hs_json_length(const HsJson *array);
 extern const HsJson *hs_json_element(const HsJson *array, int index);
-extern void hs_json_walk(const HsJson *object, HsJsonVisitor visit, void *arg);
 
 extern const char *hs_json_text(const HsJson *value);
 extern bool hs_json_bool(const HsJson *value, bool *result);

@@ -397,7 +397,6 @@ find_culprit(HsStore *store, HsRecord *record)
 	for (int i = 0; i < store->mapping->ninputs; i++)
 	{
 		const HsColumn *column = &store->mapping->columns[i];
-
 		Trial		trial = {.store = store, .records = &record, .column = i};
 
 		if (record->values[i] != NULL &&
