@@ -30,6 +30,8 @@ class Config:
     gzip: bool = True
     retry_after: bool | float = False
     batch_read_resolves_merged: bool = False
+    restore_moves_modified: bool = False
+    property_history: bool = True
     send_limit_headers: bool | None = None
     date_header: bool = True
 
@@ -60,6 +62,8 @@ _ALLOWED: dict[str, tuple[type, ...]] = {
     "gzip": (bool,),
     "retry_after": (bool, int, float),
     "batch_read_resolves_merged": (bool,),
+    "restore_moves_modified": (bool,),
+    "property_history": (bool,),
     "send_limit_headers": (bool, type(None)),
     "date_header": (bool,),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +66,11 @@ class Control:
             ("POST", "objects/{type}/{id}/purge", self._step("purge")),
             ("POST", "objects/{type}/{primary}/merge/{other}", self._step("merge")),
             ("POST", "touch/{type}", self._touch),
+            ("GET", "hide/{type}", self._hidden),
+            ("POST", "hide/{type}", self._hide),
+            ("DELETE", "hide/{type}", self._step("unhide")),
+            ("GET", "history/{type}/{property}", self._history),
+            ("POST", "properties/{type}", self._define_properties),
             ("POST", "raw/{type}/{id}", self._set_raw),
             ("DELETE", "raw/{type}/{id}", self._clear_raw),
             ("POST", "owners", self._create_owners),
@@ -81,10 +86,7 @@ class Control:
 
     def _state(self, call: Call) -> dict[str, Any]:
         simulator = self._simulator
-        counts = {
-            name: {"live": len(table.live), "archived": len(table.archived)}
-            for name, table in simulator.world.tables.items()
-        }
+        counts = {name: table.counts() for name, table in simulator.world.tables.items()}
         return {
             "objects": {**counts, "owners": simulator.world.owners.counts()},
             "requests": simulator.journal.total,
@@ -114,20 +116,31 @@ class Control:
         """All records as JSON lines, by id."""
         table = self._table(type)
         wanted = call.query.get("archived")
-        records = sorted(table.records.values(), key=lambda record: record.id)
-        chosen = [r for r in records if wanted is None or bool(r.archived_ms) == (wanted == "true")]
-        lines = b"".join(dump(table.truth(record)) + b"\n" for record in chosen)
-        return Answer(body=lines, content_type="application/jsonl")
+        chosen = [r for r in table.by_id() if wanted is None or bool(r.archived_ms) == (wanted == "true")]
+        return _json_lines(table.truth(record) for record in chosen)
 
     def _record(self, call: Call, type: str, id: str) -> dict[str, Any]:
         table = self._table(type)
         return table.truth(self._known(table, id))
+
+    def _history(self, call: Call, type: str, property: str) -> Answer:
+        """The history of one property as JSON lines, for every record by id."""
+        table = self._table(type)
+        if property not in table.properties:
+            raise ControlError(f"no property {property} of {type}")
+        return _json_lines(table.history.truth(record, property) for record in table.by_id())
 
     def _create(self, call: Call, type: str) -> dict[str, Any]:
         return {"ids": self._run({**_body(call), "op": "create", "type": type})}
 
     def _touch(self, call: Call, type: str) -> dict[str, Any]:
         return {"touched": self._run({**_body(call), "op": "touch", "type": type})}
+
+    def _hide(self, call: Call, type: str) -> dict[str, Any]:
+        return {"hidden": self._run({**_body(call), "op": "hide", "type": type})}
+
+    def _hidden(self, call: Call, type: str) -> dict[str, Any]:
+        return {"ids": [str(record_id) for record_id in sorted(self._table(type).hidden)]}
 
     def _step(self, operation: str) -> Callable[..., Any]:
         def handler(call: Call, **values: str) -> Any:
@@ -154,7 +167,7 @@ class Control:
     def _known(self, table: Table, record_id: str) -> Record:
         return self._simulator.world.known(table, record_id)
 
-    # Owners, pipelines, types
+    # Owners, pipelines, definitions, types
 
     def _create_owners(self, call: Call) -> dict[str, Any]:
         now_ms = self._simulator.clock.now_ms()
@@ -175,12 +188,21 @@ class Control:
     def _add_stage(self, call: Call, type: str) -> None:
         self._simulator.world.add_stage(self._table(type).kind.name, _body(call))
 
+    def _define_properties(self, call: Call, type: str) -> dict[str, Any]:
+        definitions = _body(call).get("properties", [])
+        return {"names": self._simulator.world.define_properties(self._table(type), definitions)}
+
     def _define_type(self, call: Call) -> dict[str, Any]:
         body = _body(call)
         kind = self._simulator.world.define_type(
             str(body.get("name", "")), body.get("objectTypeId"), body.get("properties", [])
         )
         return {"name": kind.name, "objectTypeId": kind.type_id}
+
+
+def _json_lines(values: Iterable[dict[str, Any]]) -> Answer:
+    lines = b"".join(dump(value) + b"\n" for value in values)
+    return Answer(body=lines, content_type="application/jsonl")
 
 
 def _body(call: Call) -> dict[str, Any]:

@@ -7,8 +7,10 @@ reserved domains only.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from random import Random
 from typing import Any
+from zlib import crc32
 
 from clock import DAY_MS, Clock, iso_date, iso_instant
 from config import Config, DataOptions
@@ -154,6 +156,8 @@ def fill_world(config: Config, clock: Clock, options: DataOptions) -> World:
         count = getattr(options, name)
         table = world.tables[name]
         table.load(list(_records(world, name, make, Dice(f"{options.seed} {name}"), count, latest)))
+    owners = world.owners.ids()
+    world.tables["contacts"].history.earlier["hubspot_owner_id"] = partial(_earlier_owners, options.seed, owners)
     return world
 
 
@@ -204,6 +208,14 @@ def _owners(options: DataOptions, latest: int) -> Iterator[dict[str, Any]]:
             "archived": order % 6 == 5,
             "teams": [{**team, "primary": place == 0} for place, team in enumerate(teams[:joined])],
         }
+
+
+def _earlier_owners(seed: int, owners: list[str], record_id: int) -> list[str]:
+    """One or two earlier owners for a quarter of the contacts; computed, so that they cost no memory."""
+    dice = crc32(f"{seed} {record_id}".encode())
+    if dice % 4 or not owners:
+        return []
+    return [owners[(dice >> shift) % len(owners)] for shift in range(3, 4 + (dice >> 2) % 2)]
 
 
 def _contact(world: World, dice: Dice, owners: list[str], order: int, created: int) -> Properties:

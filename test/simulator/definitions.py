@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from clock import iso_instant
+from errors import ControlError
 
 
 @dataclass(frozen=True)
@@ -266,6 +267,30 @@ def built_in_properties(kind: ObjectType) -> dict[str, Property]:
 def plain_property(name: str, group: str) -> Property:
     """A custom single-line text property."""
     return Property(name, name.replace("_", " ").capitalize(), "string", "text", group)
+
+
+_DEFINITION_FIELDS = {
+    "name": "name", "label": "label", "type": "type", "fieldType": "field_type", "groupName": "group",
+    "description": "description", "options": "options", "hasUniqueValue": "unique", "readOnlyValue": "read_only",
+    "calculated": "calculated", "hubspotDefined": "hubspot_defined", "externalOptions": "external_options",
+    "archived": "archived", "displayOrder": "display_order",
+}  # fmt: skip
+
+
+def described_property(fields: dict[str, Any], known: dict[str, Property], group: str, now_ms: int) -> Property:
+    """A definition from the fields of its JSON: a new one is text unless they say more, a known one keeps the rest.
+
+    Names and types are not checked: tests may want some that HubSpot does not have today.
+    """
+    unknown = set(fields) - set(_DEFINITION_FIELDS)
+    name = fields.get("name")
+    if unknown or not isinstance(name, str) or not name:
+        raise ControlError(f"a definition needs a name and knows only {', '.join(_DEFINITION_FIELDS)}")
+    prop = known.get(name) or replace(plain_property(name, group), created_ms=now_ms)
+    changes = {_DEFINITION_FIELDS[field_name]: value for field_name, value in fields.items()}
+    if "type" in fields:
+        changes.setdefault("field_type", _USUAL_FIELD.get(fields["type"], "text"))
+    return replace(prop, **changes)
 
 
 def _stage(stage_id: str, label: str, order: int, metadata: dict[str, str]) -> dict[str, Any]:

@@ -9,13 +9,15 @@ from call import Call
 from clock import Clock, iso_instant
 from config import Config, PORTAL_ID
 from errors import ApiError, invalid_properties, not_found
+from history import API_SOURCE
 from search import Query, SearchIndex
 from store import Record, Table
 from values import checked_properties, moves_backward
 from world import World
 
 LIST_LIMIT, LIST_MAX, LIST_MAX_HISTORY = 10, 100, 50
-BATCH_MAX = 100
+BATCH_MAX, BATCH_MAX_HISTORY = 100, 50  # that batches with history are limited as lists are is unverified
+MAX_IDENTITIES = 250
 
 
 class ObjectsApi:
@@ -39,10 +41,11 @@ class ObjectsApi:
         limit = page_size(query.get("limit"), LIST_LIMIT, LIST_MAX_HISTORY if history else LIST_MAX)
         start = _cursor(query.get("after", "0"))
         ids = (table.archived if query.get("archived") == "true" else table.live).slice_from(start, limit + 1)
-        page = Page(table.renderer_for_text(query.get("properties")).page(ids[:limit]))
+        past = self._past(call)
+        page = Page(table.renderer_for_text(query.get("properties"), past).page(ids[:limit]))
         if len(ids) > limit:
             page.after, page.link = str(ids[limit]), next_link(call)
-        return Answer(page=page, cache_key=(table.version, call.target))
+        return Answer(page=page, cache_key=(table.version, past, call.target))
 
     def read(self, call: Call, table: Table, id: str) -> Answer:
         """A single record; a merged-away id leads to the survivor, whose id the answer carries.
@@ -53,7 +56,7 @@ class ObjectsApi:
         record = self._by_key(table, id, query.get("idProperty"), query.get("archived") == "true")
         if record is None:
             raise not_found()
-        return Answer(body=table.renderer_for_text(query.get("properties")).one(record))
+        return Answer(body=table.renderer_for_text(query.get("properties"), self._past(call)).one(record))
 
     def search(self, call: Call, table: Table) -> Answer:
         """Search; archived records never appear, changes appear when the index lag has passed."""
@@ -66,13 +69,15 @@ class ObjectsApi:
     def batch_read(self, call: Call, table: Table) -> Answer:
         """Up to 100 records, not in the order asked for; missing ids are listed in one error of a 207."""
         body = call.json()
-        keys = [str(item.get("id")) for item in _batch_inputs(call)]
+        past = call.members("propertiesWithHistory", str)
+        keys = [str(item.get("id")) for item in _batch_inputs(call, BATCH_MAX_HISTORY if past else BATCH_MAX)]
         archived = call.query.get("archived") == "true"
         id_property = body.get("idProperty")
         if id_property is not None and id_property != "hs_object_id":
             _check_unique(table, id_property)
         found, missing = self._lookup(table, keys, id_property, archived)
-        renderer = table.renderer(call.members("properties", str) or None)
+        names = call.members("properties", str) or None
+        renderer = table.renderer(names, past if self._config.property_history else ())
         page = Page([renderer.one(record) for record in _shuffled(found)])
         now = iso_instant(self._clock.now_ms())
         page.head = {"status": "COMPLETE"}
@@ -92,7 +97,7 @@ class ObjectsApi:
         existing = table.find("email", properties["email"], False) if properties.get("email") else None
         if table.kind.name == "contacts" and existing is not None:
             raise ApiError(409, f"Contact already exists. Existing ID: {existing}", "CONFLICT")
-        record = self._world.create(table, properties)
+        record = self._world.create(table, properties, source=API_SOURCE)
         return self._written(table, record, 201)
 
     def update(self, call: Call, table: Table, id: str) -> Answer:
@@ -104,13 +109,13 @@ class ObjectsApi:
         stage = properties.get("lifecyclestage")
         if stage and moves_backward(record.properties.get("lifecyclestage"), stage):
             del properties["lifecyclestage"]
-        self._world.patch(table, record, properties)
+        self._world.patch(table, record, properties, API_SOURCE)
         return self._written(table, record, 200)
 
     def archive(self, call: Call, table: Table, id: str) -> Answer:
         """Move one record to the recycle bin; 404 for an unknown id is unverified."""
         record = table.records.get(int(id)) if id.isdigit() else None
-        if record is None:
+        if record is None or record.id in table.hidden:
             raise not_found()
         self._world.archive(table, record)
         return empty_answer()
@@ -122,12 +127,18 @@ class ObjectsApi:
         other = self._by_key(table, str(body.get("objectIdToMerge")), None, False)
         if primary is None or other is None or primary is other:
             raise ApiError(400, "Records to merge must be two existing ones")
+        if _identities(primary) + _identities(other) > MAX_IDENTITIES:  # how exactly HubSpot counts is unverified
+            raise ApiError(414, f"Cannot have more than {MAX_IDENTITIES} identities on a profile")
         return self._written(table, self._world.merge(table, primary, other), 200)
 
     def gdpr_delete(self, call: Call, table: Table) -> Answer:
-        """Remove a contact for good; an unknown one is no error. The blocklist of e-mails is not simulated."""
+        """Remove a contact for good; an unknown one is no error. The blocklist of e-mails is not simulated.
+
+        That it reaches into the recycle bin is unverified.
+        """
         body = call.json()
-        record = self._by_key(table, str(body.get("objectId")), body.get("idProperty"), False)
+        key, id_property = str(body.get("objectId")), body.get("idProperty")
+        record = self._by_key(table, key, id_property, False) or self._by_key(table, key, id_property, True)
         if record is not None:
             table.purge(record)
         return empty_answer()
@@ -141,6 +152,10 @@ class ObjectsApi:
     def _written(self, table: Table, record: Record, status: int) -> Answer:
         return Answer(status, table.renderer(None).one(record))
 
+    def _past(self, call: Call) -> str | None:
+        """The properties to be shown with their history, unless the account gives none."""
+        return call.query.get("propertiesWithHistory") if self._config.property_history else None
+
     # Finding records
 
     def _by_key(self, table: Table, key: str, id_property: str | None, archived: bool) -> Record | None:
@@ -149,7 +164,7 @@ class ObjectsApi:
         else:
             _check_unique(table, id_property)
             found = table.find(id_property, key, archived)
-        record = None if found is None else table.records.get(found)
+        record = None if found is None or found in table.hidden else table.records.get(found)
         return record if record is not None and bool(record.archived_ms) == archived else None
 
     def _lookup(
@@ -158,9 +173,10 @@ class ObjectsApi:
         """Records by id, and the keys without one. Whether batch read follows merged-away ids is unverified."""
         found: dict[int, Record] = {}
         missing = []
+        by_id = id_property in (None, "hs_object_id") and not self._config.batch_read_resolves_merged
         for key in dict.fromkeys(keys):
-            known = self._config.batch_read_resolves_merged or not (key.isdigit() and int(key) in table.merged)
-            record = self._by_key(table, key, id_property, archived) if known or id_property else None
+            merged_away = by_id and key.isdigit() and int(key) in table.merged
+            record = None if merged_away else self._by_key(table, key, id_property, archived)
             if record is None:
                 missing.append(key)
             else:
@@ -197,12 +213,17 @@ def _check_unique(table: Table, name: str) -> None:
         raise ApiError(400, f"Unable to perform read by non-unique property {name}")
 
 
-def _batch_inputs(call: Call) -> list[dict[str, Any]]:
+def _identities(record: Record) -> int:
+    """The ids a record is known by: its own and those merged into it."""
+    return 1 + sum(map(bool, str(record.properties.get("hs_merged_object_ids") or "").split(";")))
+
+
+def _batch_inputs(call: Call, maximum: int) -> list[dict[str, Any]]:
     inputs = call.members("inputs", dict)
     if not inputs:
         raise ApiError(400, "inputs must be a list that is not empty")
-    if len(inputs) > BATCH_MAX:
-        raise ApiError(400, f"The maximum batch size is {BATCH_MAX}, got {len(inputs)}")
+    if len(inputs) > maximum:
+        raise ApiError(400, f"The maximum batch size is {maximum}, got {len(inputs)}")
     return inputs
 
 

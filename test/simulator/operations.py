@@ -96,6 +96,14 @@ def _merge(world: World, table: Table, step: Step) -> dict[str, Any]:
     return table.truth(world.merge(table, primary, other, bool(step.get("new_id"))))
 
 
+def _hide(world: World, table: Table, step: Step) -> int:
+    return world.hide(table, step.get("ids"), step.get("every"))
+
+
+def _unhide(world: World, table: Table, step: Step) -> None:
+    table.unhide()
+
+
 _OPERATIONS = {
     "create": _create,
     "patch": _patch,
@@ -104,4 +112,6 @@ _OPERATIONS = {
     "restore": _restore,
     "purge": _purge,
     "merge": _merge,
+    "hide": _hide,
+    "unhide": _unhide,
 }

@@ -126,7 +126,7 @@ class SearchIndex:
         records = table.records
         ids = self._candidates(groups)
         shown = [records[record_id] for record_id in ids if record_id not in stale]
-        shown += [state for state in stale.values() if state is not None and not state.archived_ms]
+        shown += [state for state in stale.values() if _is_shown(table, state)]
         for_text = _text_test(table, text)
         if tests and not (len(tests) == 1 and not tests[0]):
             shown = [r for r in shown if any(all(test(r) for test in group) for group in tests)]
@@ -146,6 +146,11 @@ class SearchIndex:
         if (low, high) == (0, _FOREVER_MS):
             return self._table.live.values
         return self._table.modified_between(low, high)
+
+
+def _is_shown(table: Table, state: Record | None) -> bool:
+    """Whether the state that a lagging index has of a record is found at all."""
+    return state is not None and not state.archived_ms and state.id not in table.hidden
 
 
 def _instant_range(item: Filter) -> tuple[int, int]:

@@ -12,10 +12,12 @@ from answer import dump
 from clock import iso_instant
 from definitions import ObjectType, Property, built_in_properties, plain_property, property_group
 from errors import ControlError
+from history import History, Source
 from lag import IndexLag
 from sorted_ints import SortedInts
 
 _RENDERERS_KEPT = 8
+_READY_BYTES = 2 << 30  # by renderer; with thousands of properties not all records can be kept ready
 _ID_BITS = 64
 _ID_MASK = (1 << _ID_BITS) - 1
 _versions = count(1)  # never given out twice, so that a version also tells tables apart
@@ -53,14 +55,17 @@ class Table:
         self.live = SortedInts()
         self.archived = SortedInts()
         self.by_modified = SortedInts()  # live records as modified_ms << 64 | id
+        self.hidden: set[int] = set()  # records the token may not see; none of the lists above has them
         self.merged: dict[int, int] = {}  # merged-away id -> survivor
         self.raw: dict[int, bytes] = {}
+        self.history = History(self.value, kind.modified)
         self.version = next(_versions)
         self._highest_id = 1000
         self.lag = IndexLag(lag_ms)
         self._wide = _add_wide(self.properties, wide, property_group(kind.name))
-        self._renderers: OrderedDict[tuple[str, ...], Renderer] = OrderedDict()
-        self._by_text: dict[str | None, Renderer] = {}
+        self._renderers: OrderedDict[tuple[tuple[str, ...], ...], Renderer] = OrderedDict()
+        self._by_text: dict[tuple[str | None, str | None], Renderer] = {}
+        self._names: list[str] = []  # of all definitions that are not archived; empty until needed
         self._unique: dict[str, dict[tuple[bool, str], int]] = {}
         self.add_group(property_group(kind.name), f"{kind.name.capitalize()} information")
 
@@ -72,21 +77,22 @@ class Table:
         self.groups[name] = group
         return group
 
-    def define(self, prop: Property) -> None:
-        """Add or replace a property definition."""
-        self.properties[prop.name] = prop
+    def define(self, *definitions: Property) -> None:
+        """Add or replace property definitions."""
+        self.properties.update((prop.name, prop) for prop in definitions)
         self.definitions_changed()
 
     def define_missing(self, names: Iterable[str]) -> None:
         """Define unknown names as text properties."""
-        for name in names:
-            if name not in self.properties:
-                self.define(plain_property(name, property_group(self.kind.name)))
+        missing = [name for name in names if name not in self.properties]
+        if missing:
+            self.define(*(plain_property(name, property_group(self.kind.name)) for name in missing))
 
     def definitions_changed(self) -> None:
         """Forget everything that was derived from the definitions."""
         self._renderers.clear()
         self._by_text.clear()
+        self._names.clear()
         self.version = next(_versions)
 
     # Reading
@@ -111,8 +117,18 @@ class Table:
 
     def truth(self, record: Record) -> dict[str, Any]:
         """Everything that is known of a record."""
-        names = sorted(name for name, prop in self.properties.items() if not prop.archived)
-        return envelope(record, {name: self.value(record, name) for name in names})
+        if not self._names:
+            self._names = self._defined(self.properties)
+        return envelope(record, {name: self.value(record, name) for name in self._names})
+
+    def by_id(self) -> list[Record]:
+        """All records, hidden and archived ones included."""
+        return [self.records[record_id] for record_id in sorted(self.records)]
+
+    def counts(self) -> dict[str, int]:
+        """How many records there are, hidden ones included."""
+        archived = sum(bool(self.records[record_id].archived_ms) for record_id in self.hidden)
+        return {"live": len(self.live) + len(self.hidden) - archived, "archived": len(self.archived) + archived}
 
     def resolve(self, record_id: int) -> int:
         """The id of the record an id stands for now: merged-away ids lead to the survivor."""
@@ -127,31 +143,39 @@ class Table:
                 self._index_unique(index, name, record)
         return index.get((archived, value.lower()))
 
-    def renderer(self, names: Iterable[str] | None) -> Renderer:
-        """The serialiser for a property list; None stands for the default set. Its records are kept."""
-        kind, defined = self.kind, self.properties
+    def renderer(self, names: Iterable[str] | None, past: Iterable[str] = ()) -> Renderer:
+        """The serialiser for a property list; None stands for the default set. Its records are kept.
+
+        The properties in past are shown with their history; that this alone does not show their present value among
+        the record's properties is unverified.
+        """
+        kind = self.kind
         wanted = set(kind.default_properties if names is None else (*names, *kind.always))
-        shown = tuple(sorted(name for name in wanted if name in defined and not defined[name].archived))
-        renderer = self._renderers.get(shown)
+        key = tuple(self._defined(wanted)), tuple(self._defined(set(past)))
+        renderer = self._renderers.get(key)
         if renderer is None:
-            renderer = self._renderers[shown] = Renderer(self, shown)
+            renderer = self._renderers[key] = Renderer(self, *key)
             if len(self._renderers) > _RENDERERS_KEPT:
                 self._renderers.popitem(last=False)
                 self._by_text.clear()
         else:
-            self._renderers.move_to_end(shown)
+            self._renderers.move_to_end(key)
         return renderer
 
-    def renderer_for_text(self, text: str | None) -> Renderer:
-        """The serialiser for the `properties` parameter, split only when it is new."""
-        renderer = self._by_text.get(text)
+    def renderer_for_text(self, text: str | None, past: str | None = None) -> Renderer:
+        """The serialiser for `properties` and `propertiesWithHistory` of a query, split only when they are new."""
+        renderer = self._by_text.get((text, past))
         if renderer is None:
-            names = [name.strip() for name in text.split(",")] if text else None
-            renderer = self.renderer(names)
+            renderer = self.renderer(_split(text) or None, _split(past))
             if len(self._by_text) >= _RENDERERS_KEPT:
                 self._by_text.clear()
-            self._by_text[text] = renderer
+            self._by_text[text, past] = renderer
         return renderer
+
+    def _defined(self, names: Iterable[str]) -> list[str]:
+        """Those of the names that are defined and not archived."""
+        properties = self.properties
+        return sorted(name for name in names if name in properties and not properties[name].archived)
 
     def modified_between(self, low_ms: int, high_ms: int) -> list[int]:
         """Ids of live records modified between two instants, both included."""
@@ -180,25 +204,35 @@ class Table:
         self.records[record.id] = record
         self._publish([record])
 
-    def change(self, records: list[Record], properties: Properties, at_ms: int) -> None:
+    def change(self, records: list[Record], properties: Properties, at_ms: int, source: Source) -> None:
         """Set properties and the modified date of records."""
         self._withdraw(records)
         for record in records:
+            self.history.note(record, properties, at_ms, source)
             record.properties.update(properties)
             record.modified_ms = at_ms
         self._publish(records)
 
     def archive(self, record: Record, at_ms: int) -> None:
-        """Move a record to the recycle bin, or with 0 back; the modified date does not move."""
+        """Move a record to the recycle bin; the modified date does not move."""
         self._withdraw([record])
         record.archived_ms = at_ms
+        self._publish([record])
+
+    def restore(self, record: Record, modified_ms: int) -> None:
+        """Take a record out of the recycle bin."""
+        self._withdraw([record])
+        record.archived_ms = 0
+        record.modified_ms = modified_ms
         self._publish([record])
 
     def purge(self, record: Record) -> None:
         """Remove a record without a trace."""
         self._withdraw([record])
         del self.records[record.id]
+        self.hidden.discard(record.id)
         self.raw.pop(record.id, None)
+        self.history.forget(record.id)
         self.version = next(_versions)
 
     def merge_away(self, record: Record, survivor_id: int) -> None:
@@ -208,6 +242,20 @@ class Table:
             if target == record.id:
                 self.merged[old_id] = survivor_id
         self.merged[record.id] = survivor_id
+
+    def hide(self, records: Iterable[Record]) -> None:
+        """Keep records out of everybody's sight, though they exist; search does not lag behind here."""
+        for record in records:
+            self._unlist(record)
+            self.hidden.add(record.id)
+        self.version = next(_versions)
+
+    def unhide(self) -> None:
+        """Show all records again."""
+        records = [self.records[record_id] for record_id in self.hidden]
+        self.hidden.clear()
+        self._list(records)
+        self.version = next(_versions)
 
     def set_raw(self, record_id: int, text: bytes | None) -> None:
         """Deliver a record verbatim from now on, or with None normally again."""
@@ -223,29 +271,38 @@ class Table:
         for record in records:
             if lagging:
                 self.lag.note(record.id, record.copy())
-            if record.archived_ms:
-                self.archived.discard(record.id)
-            else:
-                self.live.discard(record.id)
-                self.by_modified.discard(record.modified_ms << _ID_BITS | record.id)
+            self._unlist(record)
             self._forget_rendered(record.id)
             for name, index in self._unique.items():
                 self._unindex_unique(index, name, record)
 
     def _publish(self, records: list[Record]) -> None:
         self._highest_id = max([self._highest_id, *(record.id for record in records)])
-        live = [record for record in records if not record.archived_ms]
-        self.live.extend(record.id for record in live)
-        self.by_modified.extend(record.modified_ms << _ID_BITS | record.id for record in live)
-        self.archived.extend(record.id for record in records if record.archived_ms)
+        self._list(records)
         for name, index in self._unique.items():
             for record in records:
                 self._index_unique(index, name, record)
         self.version = next(_versions)
 
+    def _unlist(self, record: Record) -> None:
+        if record.id in self.hidden:
+            return
+        if record.archived_ms:
+            self.archived.discard(record.id)
+        else:
+            self.live.discard(record.id)
+            self.by_modified.discard(record.modified_ms << _ID_BITS | record.id)
+
+    def _list(self, records: list[Record]) -> None:
+        shown = [record for record in records if record.id not in self.hidden] if self.hidden else records
+        live = [record for record in shown if not record.archived_ms]
+        self.live.extend(record.id for record in live)
+        self.by_modified.extend(record.modified_ms << _ID_BITS | record.id for record in live)
+        self.archived.extend(record.id for record in shown if record.archived_ms)
+
     def _forget_rendered(self, record_id: int) -> None:
         for renderer in self._renderers.values():
-            renderer.ready.pop(record_id, None)
+            renderer.forget(record_id)
 
     def _unique_keys(self, name: str, record: Record) -> list[tuple[bool, str]]:
         values = [self.value(record, name)]
@@ -264,15 +321,17 @@ class Table:
 
 
 class Renderer:
-    """Turns records into JSON for one list of defined properties and keeps the bytes until the record changes.
+    """Turns records into JSON for lists of defined properties and keeps the bytes until the record changes.
 
     A requested property without value is null; undefined ones were silently left out before.
     """
 
-    def __init__(self, table: Table, names: tuple[str, ...]) -> None:
+    def __init__(self, table: Table, names: tuple[str, ...], past: tuple[str, ...]) -> None:
         self._table = table
         self._names = names
+        self._past = past
         self.ready: dict[int, bytes] = {}
+        self._room = _READY_BYTES
         self._derived = [name for name in self._names if table.is_derived(name)]
 
     def page(self, ids: list[int]) -> list[bytes]:
@@ -286,20 +345,26 @@ class Renderer:
             return self.ready.get(record.id) or self._fill(record.id)
         return self._render(record)
 
+    def forget(self, record_id: int) -> None:
+        """Drop what was kept of a record."""
+        self._room += len(self.ready.pop(record_id, b""))
+
     def _fill(self, record_id: int) -> bytes:
         raw = self._table.raw.get(record_id)
         text = self._render(self._table.records[record_id]) if raw is None else raw
-        self.ready[record_id] = text
+        if self._room > len(text):
+            self.ready[record_id] = text
+            self._room -= len(text)
         return text
 
     def _render(self, record: Record) -> bytes:
         get, value = record.properties.get, self._table.value
         shown = {name: get(name) for name in self._names}
         shown.update((name, value(record, name)) for name in self._derived)
-        return dump(envelope(record, shown))
+        return dump(envelope(record, shown, self._table.history.delivered(record, self._past)))
 
 
-def envelope(record: Record, properties: Properties) -> dict[str, Any]:
+def envelope(record: Record, properties: Properties, past: dict[str, Any] | None = None) -> dict[str, Any]:
     """A record as the objects API shows it; its id is a string of digits."""
     shown = {
         "id": str(record.id),
@@ -310,6 +375,8 @@ def envelope(record: Record, properties: Properties) -> dict[str, Any]:
     }
     if record.archived_ms:
         shown["archivedAt"] = iso_instant(record.archived_ms)
+    if past:
+        shown["propertiesWithHistory"] = past
     return shown
 
 
@@ -317,6 +384,10 @@ def wide_value(record_id: int, order: int) -> str | None:
     """The value of a benchmark property that was never written: computed, so that it costs no memory."""
     mixed = (record_id * 31 + order * 17) % 9973
     return None if mixed % 5 == 0 else f"value {order} of {mixed}"
+
+
+def _split(text: str | None) -> list[str]:
+    return [name.strip() for name in text.split(",")] if text else []
 
 
 def _add_wide(properties: dict[str, Property], wide: int, group: str) -> dict[str, int]:

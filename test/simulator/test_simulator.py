@@ -29,7 +29,7 @@ DEFAULT_CONFIG = {
     "latency_ms": 0, "limits": False, "burst_max": 190, "burst_interval_ms": 10_000, "search_max": 5,
     "search_interval_ms": 1000, "daily_max": 625_000, "search_lag_ms": 0, "clock_offset_ms": 0, "token": "test-token",
     "scopes": None, "gzip": True, "retry_after": False, "batch_read_resolves_merged": False,
-    "send_limit_headers": None, "date_header": True,
+    "send_limit_headers": None, "date_header": True, "restore_moves_modified": False, "property_history": True,
 }  # fmt: skip
 DAY_MS = 86_400_000
 
@@ -160,6 +160,15 @@ class SimulatorCase(unittest.TestCase):
     def create(self, type: str = "contacts", **properties: Any) -> str:
         """Create a record by the control API."""
         return str(self.control("POST", f"objects/{type}", records=[{"properties": properties}])["ids"][0])
+
+    def patch(self, record_id: str, **properties: Any) -> None:
+        """Change a contact by the control API."""
+        self.control("PATCH", f"objects/contacts/{record_id}", properties=properties)
+
+    def history(self, name: str, type: str = "contacts") -> dict[str, list[dict[str, Any]]]:
+        """The true history of a property by record, oldest first."""
+        lines = self.call("GET", f"/_control/history/{type}/{name}").body.splitlines()
+        return {entry["id"]: entry["history"] for entry in map(json.loads, lines)}
 
     def assert_error(self, reply: Reply, status: int, category: str | None = "VALIDATION_ERROR") -> Any:
         """HubSpot's error shape."""
@@ -495,6 +504,56 @@ class LifeTest(SimulatorCase):
         self.assertIn(record_id, self.ids())
         self.assertEqual(self.get(f"{CONTACTS}?archived=true")["results"], [])
 
+    def test_restore_and_the_modified_date(self) -> None:
+        path = f"{CONTACTS}/{self.ids()[0]}"
+        for moves in (False, True):
+            self.config(restore_moves_modified=moves)
+            before, since = self.get(path), self.now_ms()
+            for step in ("archive", "restore"):
+                self.control("POST", f"objects/contacts/{before['id']}/{step}")
+            after = self.get(path)
+            self.assertEqual(before["updatedAt"] == after["updatedAt"], not moves)
+            found = self.found(where("lastmodifieddate", "GTE", str(since)))
+            self.assertEqual(found, [before["id"]] if moves else [])
+
+    def test_merged_ids_are_nowhere(self) -> None:
+        for new_id in (False, True):
+            with self.subTest(new_id=new_id):
+                primary, other, third = (self.create(firstname=name) for name in "abc")
+                self.control("POST", f"objects/contacts/{other}/merge/{third}")
+                survivor = self.control("POST", f"objects/contacts/{primary}/merge/{other}", new_id=new_id)["id"]
+                gone = {other, third, *([primary] if new_id else [])}
+                truth = self.call("GET", "/_control/objects/contacts").body.splitlines()
+                archived = self.ids(f"{CONTACTS}?archived=true&limit=100")
+                for ids in (self.ids(), archived, self.found(), [json.loads(line)["id"] for line in truth]):
+                    self.assertFalse(gone & set(ids))
+                self.assertIn(survivor, self.ids())
+                self.assertEqual({self.get(f"{CONTACTS}/{old}")["id"] for old in gone}, {survivor})
+                self.control("POST", f"objects/contacts/{survivor}/archive")
+                self.assertEqual(self.call("GET", f"{CONTACTS}/{other}").status, 404)
+                self.assertEqual(self.get(f"{CONTACTS}/{other}?archived=true")["id"], survivor)
+                self.control("POST", f"objects/contacts/{survivor}/purge")
+                self.assertEqual(self.call("GET", f"{CONTACTS}/{other}?archived=true").status, 404)
+
+    def test_batch_read_of_merged_ids(self) -> None:
+        a, b = self.create(email="a@example.com"), self.create(email="b@example.com")
+        survivor = self.control("POST", f"objects/contacts/{a}/merge/{b}", new_id=True)["id"]
+        for more in ({}, {"idProperty": "hs_object_id"}):
+            body = self.batch_read([a, b, survivor], **more).json()
+            self.assertEqual([record["id"] for record in body["results"]], [survivor])
+            self.assertEqual(body["errors"][0]["context"]["ids"], [a, b])
+        self.assertEqual(self.batch_read(["b@example.com"], idProperty="email").json()["results"][0]["id"], survivor)
+        self.config(batch_read_resolves_merged=True)
+        reply = self.batch_read([a, b, survivor])
+        self.assertEqual((reply.status, [record["id"] for record in reply.json()["results"]]), (200, [survivor]))
+        self.control("POST", f"objects/contacts/{survivor}/purge")
+        self.assertEqual(self.batch_read([a, b]).json()["errors"][0]["context"]["ids"], [a, b])
+
+    def test_too_many_merges(self) -> None:
+        full = self.create(hs_merged_object_ids=";".join(str(n) for n in range(249)))
+        body = {"primaryObjectId": full, "objectIdToMerge": self.create(firstname="One more")}
+        self.assert_error(self.call("POST", f"{CONTACTS}/merge", body), 414)
+
     def test_merge(self) -> None:
         primary = self.create(email="a@example.com")
         other = self.create(email="b@example.com", firstname="B")
@@ -530,9 +589,222 @@ class LifeTest(SimulatorCase):
         first, second = self.ids()[:2]
         self.control("POST", f"objects/contacts/{first}/purge")
         self.assertEqual(self.call("POST", f"{CONTACTS}/gdpr-delete", {"objectId": second}).status, 204)
-        self.assertEqual(len(self.ids()), 28)
+        self.control("POST", f"objects/contacts/{self.ids()[0]}/archive")
+        bin_path = f"{CONTACTS}?archived=true"
+        self.call("POST", f"{CONTACTS}/gdpr-delete", {"objectId": self.ids(bin_path)[0]})
+        self.assertEqual(self.ids(bin_path), [])
+        self.assertEqual(len(self.ids()), 27)
         self.assertEqual(self.get(f"{CONTACTS}?archived=true")["results"], [])
         self.assertEqual(self.call("GET", f"{CONTACTS}/{first}").status, 404)
+
+
+class HistoryTest(SimulatorCase):
+    def test_shape(self) -> None:
+        before = self.now_ms()
+        made = self.call("POST", CONTACTS, {"properties": {"email": "h@example.com", "firstname": "A"}}).json()["id"]
+        self.patch(made, firstname="B")
+        record = self.get(f"{CONTACTS}/{made}?propertiesWithHistory=firstname,lastname,no_such&properties=email")
+        self.assertEqual(set(record["propertiesWithHistory"]), {"firstname", "lastname"})
+        self.assertEqual(record["propertiesWithHistory"]["lastname"], [])
+        self.assertEqual(record["properties"]["email"], "h@example.com")
+        newest, oldest = record["propertiesWithHistory"]["firstname"]
+        self.assertEqual((newest["value"], oldest["value"]), ("B", "A"))
+        self.assertEqual((newest["sourceType"], oldest["sourceType"]), ("CRM_UI", "INTEGRATION"))
+        self.assertIsInstance(newest["updatedByUserId"], int)
+        self.assertNotIn("updatedByUserId", oldest)
+        self.assertEqual(oldest["timestamp"], record["createdAt"])
+        self.assertRegex(newest["timestamp"], r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$")
+        true = self.history("firstname")[made]
+        self.assertEqual([entry["value"] for entry in true], ["A", "B"])
+        self.assertLessEqual(before, true[0]["timestamp"])
+        self.assertLess(true[0]["timestamp"], true[1]["timestamp"])
+
+    def test_endpoints_agree(self) -> None:
+        record_id = self.ids()[4]
+        self.patch(record_id, city="Ulm")
+        query = "propertiesWithHistory=city,hubspot_owner_id&limit=50"
+        listed = self.get(f"{CONTACTS}?{query}")["results"]
+        body = {"properties": [], "propertiesWithHistory": ["hubspot_owner_id", "city"]}
+        read = self.batch_read([record["id"] for record in listed], **body).json()["results"]
+        self.assertEqual(sorted(read, key=lambda record: int(record["id"])), listed)
+        self.assertEqual(self.get(f"{CONTACTS}/{record_id}?{query}"), listed[4])
+        self.assertEqual(listed[4]["propertiesWithHistory"]["city"][0]["value"], "Ulm")
+        self.assertNotIn("city", listed[4]["properties"])
+        self.assertNotIn("propertiesWithHistory", self.search(propertiesWithHistory=["city"]).json()["results"][0])
+
+    def test_limits(self) -> None:
+        ids = [str(number) for number in range(51)]
+        self.assertEqual(self.batch_read(ids[:50], propertiesWithHistory=["email"]).status, 207)
+        self.assertEqual(self.batch_read(ids, propertiesWithHistory=[]).status, 207)
+        self.assert_error(self.batch_read(ids, propertiesWithHistory=["email"]), 400)
+        self.assert_error(self.batch_read(ids[:1], propertiesWithHistory="email"), 400)
+
+    def test_seeded_records(self) -> None:
+        self.control("POST", "reset", contacts=200)
+        self.control("POST", f"objects/contacts/{self.ids()[0]}/archive")
+        created = {}
+        for record in map(json.loads, self.call("GET", "/_control/objects/contacts").body.splitlines()):
+            created[record["id"]] = record
+        owners, names = self.history("hubspot_owner_id"), self.history("firstname")
+        self.assertEqual(list(owners), list(created))
+        for record_id, record in created.items():
+            for name, entries in (("hubspot_owner_id", owners[record_id]), ("firstname", names[record_id])):
+                value = record["properties"][name]
+                self.assertEqual([entry["value"] for entry in entries][-1:], [] if value is None else [value])
+        self.assertEqual({len(entries) for entries in names.values()}, {0, 1})
+        self.assertLessEqual({1, 2, 3}, {len(entries) for entries in owners.values()})
+        for entries in owners.values():
+            values = [entry["value"] for entry in entries]
+            self.assertFalse(any(a == b for a, b in zip(values, values[1:])))
+            self.assertEqual(entries, sorted(entries, key=lambda entry: entry["timestamp"]))
+        self.control("POST", "reset", contacts=200)
+        self.assertEqual(self.history("hubspot_owner_id"), owners)
+
+    def test_changes_keep_what_was_before(self) -> None:
+        changed = max(self.history("hubspot_owner_id").items(), key=lambda item: len(item[1]))[0]
+        before = self.history("hubspot_owner_id")[changed]
+        for value in ("1", "1", "", "2"):
+            self.patch(changed, hubspot_owner_id=value)
+        after = self.history("hubspot_owner_id")
+        self.assertEqual(after[changed][: len(before)], before)
+        self.assertEqual([entry["value"] for entry in after[changed][len(before) :]], ["1", "", "2"])
+        stamps = [entry["timestamp"] for entry in after[changed]]
+        self.assertEqual(stamps, sorted(set(stamps)))
+
+    def test_what_adds_an_entry(self) -> None:
+        record_id = self.ids()[2]
+        self.control("POST", f"objects/contacts/{record_id}/archive")
+        self.control("POST", f"objects/contacts/{record_id}/restore")
+        self.control("POST", "touch/contacts", count=5)
+        self.assertEqual(len(self.history("country")[record_id]), 1)
+        stamp = self.now_ms() - 5
+        self.control("POST", "touch/contacts", count=5, at_ms=stamp, properties={"country": "Malta"})
+        first, last = self.history("country")[record_id]
+        self.assertEqual((last["value"], last["timestamp"]), ("Malta", stamp))
+        self.control("POST", "touch/contacts", ids=[record_id], at_ms=1, properties={"country": None})
+        cleared = self.history("country")[record_id][-1]
+        self.assertEqual((cleared["value"], cleared["timestamp"]), ("", stamp + 1))
+        self.assertLess(first["timestamp"], stamp)
+
+    def test_dates_and_ids(self) -> None:
+        record_id = self.ids()[0]
+        self.patch(record_id, city="Ulm")
+        record = self.get(f"{CONTACTS}/{record_id}?propertiesWithHistory=hs_object_id,createdate,lastmodifieddate")
+        for name, stamp in (("hs_object_id", "createdAt"), ("createdate", "createdAt"), ("lastmodifieddate", "updatedAt")):
+            (entry,) = record["propertiesWithHistory"][name]
+            self.assertEqual((entry["value"], entry["timestamp"]), (record["properties"][name], record[stamp]))
+
+    def test_merge(self) -> None:
+        for new_id in (False, True):
+            primary = self.create(firstname="A", city="Ulm")
+            self.patch(primary, city="Bonn")
+            other = self.create(firstname="B", city="Rom", phone="1")
+            survivor = self.control("POST", f"objects/contacts/{primary}/merge/{other}", new_id=new_id)["id"]
+            self.assertNotIn(other, self.history("phone"))
+            self.assertEqual([entry["value"] for entry in self.history("city")[survivor]], ["Ulm", "Bonn"])
+            (phone,) = self.history("phone")[survivor]
+            self.assertEqual((phone["value"], phone["sourceType"]), ("1", "MERGE_OBJECTS"))
+
+    def test_merge_of_seeded_records_into_a_new_id(self) -> None:
+        names = ("hubspot_owner_id", "firstname")
+        before = [self.history(name) for name in names]
+        primary = max(before[0].items(), key=lambda item: len(item[1]))[0]
+        other = next(record_id for record_id in self.ids() if record_id != primary)
+        survivor = self.control("POST", f"objects/contacts/{primary}/merge/{other}", new_id=True)["id"]
+        for name, old in zip(names, before):
+            entries = self.history(name)
+            self.assertEqual(entries[survivor][: len(old[primary])], old[primary])
+            self.assertNotIn(primary, entries)
+
+    def test_an_id_used_again_has_no_past(self) -> None:
+        record_id = self.create(firstname="A")
+        self.patch(record_id, firstname="B")
+        self.control("POST", f"objects/contacts/{record_id}/purge")
+        self.control("POST", "objects/contacts", records=[{"id": record_id, "properties": {"firstname": "C"}}])
+        self.assertEqual([entry["value"] for entry in self.history("firstname")[record_id]], ["C"])
+
+    def test_switched_off(self) -> None:
+        path = f"{CONTACTS}?propertiesWithHistory=email&limit=2"
+        with_history = self.call("GET", path, Accept_Encoding="gzip").body
+        self.config(property_history=False)
+        for record in json.loads(gzip.decompress(self.call("GET", path, Accept_Encoding="gzip").body))["results"]:
+            self.assertNotIn("propertiesWithHistory", record)
+            self.assertNotIn("propertiesWithHistory", self.get(f"{CONTACTS}/{record['id']}?propertiesWithHistory=email"))
+            read = self.batch_read([record["id"]], propertiesWithHistory=["email"]).json()["results"][0]
+            self.assertNotIn("propertiesWithHistory", read)
+        self.config(property_history=True)
+        self.assertEqual(self.call("GET", path, Accept_Encoding="gzip").body, with_history)
+
+    def test_unknown_property(self) -> None:
+        self.assertEqual(self.call("GET", "/_control/history/contacts/no_such").status, 400)
+
+
+class HiddenTest(SimulatorCase):
+    def test_hidden_everywhere_but_in_the_truth(self) -> None:
+        ids = self.ids()
+        live, archived = ids[3], ids[5]
+        self.control("POST", f"objects/contacts/{archived}/archive")
+        truth = self.call("GET", "/_control/objects/contacts").body
+        counts = self.control("GET", "state")["objects"]["contacts"]
+        self.assertEqual(self.control("POST", "hide/contacts", ids=[live, archived, live]), {"hidden": 2})
+        self.assertEqual(self.control("GET", "hide/contacts"), {"ids": [live, archived]})
+        self.assertEqual(self.ids(), [i for i in ids if i not in (live, archived)])
+        self.assertEqual(self.ids(f"{CONTACTS}?archived=true"), [])
+        self.assertNotIn(live, self.found())
+        self.assertEqual(self.found(where("hs_object_id", "EQ", live)), [])
+        reply = self.batch_read([live, ids[0]])
+        self.assertEqual((reply.status, reply.json()["errors"][0]["context"]["ids"]), (207, [live]))
+        self.assertEqual(self.batch_read([archived], "?archived=true").json()["results"], [])
+        self.assert_error(self.call("GET", f"{CONTACTS}/{live}"), 404, "OBJECT_NOT_FOUND")
+        self.assertEqual(self.call("GET", f"{CONTACTS}/{archived}?archived=true").status, 404)
+        self.assertEqual(self.call("DELETE", f"{CONTACTS}/{live}").status, 404)
+        self.assertEqual(self.call("GET", "/_control/objects/contacts").body, truth)
+        self.assertEqual(self.control("GET", "state")["objects"]["contacts"], counts)
+        self.assertIn(live, self.history("email"))
+        self.control("DELETE", "hide/contacts")
+        self.assertEqual(self.ids(), [i for i in ids if i != archived])
+        self.assertEqual(self.ids(f"{CONTACTS}?archived=true"), [archived])
+        self.assertIn(live, self.found(where("lastmodifieddate", "GTE", "0")))
+
+    def test_every(self) -> None:
+        ids = self.ids()
+        self.assertEqual(self.control("POST", "hide/contacts", every=7), {"hidden": 4})
+        self.assertEqual(self.control("GET", "hide/contacts")["ids"], ids[6::7])
+        self.assertEqual(self.ids(), [i for i in ids if i not in ids[6::7]])
+        self.assertIn(self.create(firstname="New"), self.ids())
+        for body in ({}, {"every": 0}, {"every": True}, {"ids": "12"}, {"ids": ["999"]}):
+            self.assertEqual(self.call("POST", "/_control/hide/contacts", body).status, 400)
+
+    def test_changes_of_hidden_records_stay_hidden(self) -> None:
+        ids = self.ids()
+        self.control("POST", "hide/contacts", ids=ids[:4])
+        since = self.now_ms()
+        self.patch(ids[0], city="Ulm")
+        self.control("POST", "touch/contacts", ids=ids[:2])
+        self.control("POST", f"objects/contacts/{ids[1]}/archive")
+        survivor = self.control("POST", f"objects/contacts/{ids[2]}/merge/{ids[4]}", new_id=True)["id"]
+        self.control("POST", f"objects/contacts/{ids[3]}/purge")
+        self.assertEqual(self.found(where("lastmodifieddate", "GTE", str(since))), [])
+        self.assertEqual(self.ids(), ids[5:])
+        self.assertEqual(self.ids(f"{CONTACTS}?archived=true"), [])
+        self.assertEqual(set(self.control("GET", "hide/contacts")["ids"]), {ids[0], ids[1], survivor})
+        self.control("DELETE", "hide/contacts")
+        self.assertEqual(set(self.ids()), {ids[0], survivor, *ids[5:]})
+        self.assertEqual(self.ids(f"{CONTACTS}?archived=true"), [ids[1]])
+        self.assertEqual(set(self.found(where("lastmodifieddate", "GTE", str(since)))), {ids[0], survivor})
+
+    def test_search_lag_shows_nothing_hidden(self) -> None:
+        record_id = self.ids()[0]
+        self.config(search_lag_ms=60_000)
+        self.patch(record_id, city="Ulm")
+        self.control("POST", "hide/contacts", ids=[record_id])
+        self.assertNotIn(record_id, self.found())
+
+    def test_in_a_script(self) -> None:
+        steps = [{"op": "hide", "type": "contacts", "every": 2}]
+        self.control("POST", "script", path="/contacts", nth=2, do=steps)
+        self.control("POST", "script", path="/contacts", nth=3, do=[{"op": "unhide", "type": "contacts"}])
+        self.assertEqual([len(self.ids()) for _ in range(3)], [30, 15, 30])
 
 
 class AccessTest(SimulatorCase):
@@ -923,6 +1195,44 @@ class AccountTest(SimulatorCase):
                        {"type": "datetime", "fieldType": "text"}):  # fmt: skip
             with self.subTest(change):
                 self.assert_error(self.call("POST", "/crm/properties/2026-09/contacts", {**good, **change}), 400)
+
+    def test_definitions_by_control(self) -> None:
+        new = [{"name": "plain"}, {"name": "Odd-Name.x", "type": "number", "label": "Odd"}, {"name": "kind", "type": "json"}]
+        self.assertEqual(
+            self.control("POST", "properties/contacts", properties=new)["names"], [fields["name"] for fields in new]
+        )
+        listed = {prop["name"]: prop for prop in self.get("/crm/properties/2026-09/contacts")["results"]}
+        shape = [(listed[f["name"]]["type"], listed[f["name"]]["fieldType"], listed[f["name"]]["label"]) for f in new]
+        self.assertEqual(shape, [("string", "text", "Plain"), ("number", "number", "Odd"), ("json", "text", "Kind")])
+        made = self.call("POST", CONTACTS, {"properties": {"firstname": "A", "plain": "x", "kind": "{}"}}).json()["id"]
+        record = self.get(f"{CONTACTS}/{made}?properties=plain,Odd-Name.x,kind")["properties"]
+        self.assertEqual((record["plain"], record["Odd-Name.x"], record["kind"]), ("x", None, "{}"))
+
+    def test_definitions_changed_by_control(self) -> None:
+        before = self.get("/crm/properties/2026-09/contacts/email")
+        self.control("POST", "properties/contacts", properties=[{"name": "email", "label": "Mail"}])
+        self.assertEqual(self.get("/crm/properties/2026-09/contacts/email"), {**before, "label": "Mail"})
+        self.control("POST", "properties/contacts", properties=[{"name": "city", "archived": True}])
+        self.assertNotIn("city", self.get(f"{CONTACTS}?properties=city")["results"][0]["properties"])
+        for bad in ([{}], [{"name": 1}], [{"name": "x"}, {"name": "y", "colour": "red"}], ["x"], "x"):
+            self.assertEqual(self.call("POST", "/_control/properties/contacts", {"properties": bad}).status, 400)
+        self.assertEqual(self.call("GET", "/crm/properties/2026-09/contacts/x").status, 404)
+
+    def test_three_thousand_properties(self) -> None:
+        self.control("POST", "reset", contacts=60, wide=3_000)
+        names = [prop["name"] for prop in self.get("/crm/properties/2026-09/contacts")["results"]]
+        self.assertGreater(len(names), 3_000)
+        self.assertIn("extra_3000", names)
+        self.assertEqual(self.call("GET", f"{CONTACTS}?properties={','.join(names)}").status, 414)
+        self.assert_error(self.call("POST", f"{CONTACTS}/search", {"properties": names}), 400)
+        ids = self.ids()
+        results = self.batch_read(ids, properties=names).json()["results"]
+        self.assertEqual(len(results), 60)
+        truth = self.control("GET", f"objects/contacts/{results[0]['id']}")
+        self.assertEqual(results[0]["properties"], truth["properties"])
+        self.assertEqual(set(truth["properties"]), set(names))
+        past = self.batch_read(ids[:50], propertiesWithHistory=names).json()["results"][0]
+        self.assertEqual(set(past["propertiesWithHistory"]), set(names))
 
     def test_details(self) -> None:
         details = self.get("/account-info/2026-09/details")

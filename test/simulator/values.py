@@ -51,7 +51,7 @@ def _checked(prop: Property | None, name: str, value: Any, external_option: Opti
         return text
     if prop.external_options and not external_option(name, text):
         raise InvalidValue("INVALID_OPTION", f"{text} was not one of the allowed options for {name}")
-    return _NORMAL_FORMS[prop.type](prop, text)
+    return _NORMAL_FORMS.get(prop.type, _string)(prop, text)
 
 
 def _as_text(name: str, value: Any) -> str:

@@ -7,8 +7,17 @@ from typing import Any
 
 from clock import Clock, parse_instant
 from config import Config
-from definitions import OBJECT_TYPES, ObjectType, custom_type, deal_stage, default_pipelines
+from definitions import (
+    OBJECT_TYPES,
+    ObjectType,
+    custom_type,
+    deal_stage,
+    default_pipelines,
+    described_property,
+    property_group,
+)
 from errors import ControlError
+from history import MERGE_SOURCE, USER_SOURCE, Source
 from owners import OwnerBook
 from store import Record, Table
 
@@ -43,6 +52,15 @@ class World:
         self.tables[name] = self._table(kind, 0)
         self.tables[name].define_missing(properties)
         return kind
+
+    def define_properties(self, table: Table, definitions: list[dict[str, Any]]) -> list[str]:
+        """Add property definitions or change known ones, all or none; returns their names."""
+        if not isinstance(definitions, list) or not all(isinstance(fields, dict) for fields in definitions):
+            raise ControlError("properties must be a list of definitions")
+        group, now = property_group(table.kind.name), self._clock.now_ms()
+        described = [described_property(fields, table.properties, group, now) for fields in definitions]
+        table.define(*described)
+        return [prop.name for prop in described]
 
     def set_pipelines(self, type_name: str, pipelines: list[dict[str, Any]]) -> None:
         """Replace the pipelines of a type."""
@@ -97,7 +115,13 @@ class World:
     # Operations on records
 
     def create(
-        self, table: Table, properties: dict[str, Any], record_id: Any = None, created: Any = None, modified: Any = None
+        self,
+        table: Table,
+        properties: dict[str, Any],
+        record_id: Any = None,
+        created: Any = None,
+        modified: Any = None,
+        source: Source = USER_SOURCE,
     ) -> Record:
         """Create a record; dates are ISO text or epoch milliseconds and default to now."""
         created_ms = self._clock.now_ms() if created is None else _instant(created)
@@ -105,11 +129,12 @@ class World:
         new_id = table.next_id() if record_id is None else _id(record_id)
         record = Record(new_id, self.with_derived(table, dict(properties)), created_ms, modified_ms)
         table.insert(record)
+        table.history.begin(new_id, source)
         return record
 
-    def patch(self, table: Table, record: Record, properties: dict[str, Any]) -> None:
+    def patch(self, table: Table, record: Record, properties: dict[str, Any], source: Source = USER_SOURCE) -> None:
         """Change properties; the modified date moves."""
-        table.change([record], self.with_derived(table, properties), self._clock.now_ms())
+        table.change([record], self.with_derived(table, properties), self._clock.now_ms(), source)
 
     def touch(
         self, table: Table, ids: Iterable[Any] | None, count: int | None, properties: dict[str, Any], at_ms: int | None
@@ -117,7 +142,8 @@ class World:
         """Set the modified date of many records to one stamp, as bulk edits do; returns how many."""
         chosen = table.live.values[:count] if ids is None else [_id(record_id) for record_id in ids]
         records = [self.known(table, record_id) for record_id in chosen]
-        table.change(records, self.with_derived(table, properties), self._clock.now_ms() if at_ms is None else at_ms)
+        stamp = self._clock.now_ms() if at_ms is None else at_ms
+        table.change(records, self.with_derived(table, properties), stamp, USER_SOURCE)
         return len(records)
 
     def archive(self, table: Table, record: Record) -> None:
@@ -126,14 +152,26 @@ class World:
             table.archive(record, self._clock.now_ms())
 
     def restore(self, table: Table, record: Record) -> None:
-        """Take a record out of the recycle bin; that its modified date does not move either is unverified."""
+        """Take a record out of the recycle bin; whether its modified date moves is unverified, so a setting says."""
         if record.archived_ms:
-            table.archive(record, 0)
+            table.restore(record, self._clock.now_ms() if self._config.restore_moves_modified else record.modified_ms)
+
+    def hide(self, table: Table, ids: list[Any] | None, every: int | None) -> int:
+        """Keep records, or every Nth by id, from the token, as narrower permissions do; returns how many are hidden."""
+        if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
+            raise ControlError("every must be a positive number")
+        if not isinstance(ids, list) and (every is None or ids is not None):
+            raise ControlError("hide needs a list of ids, or every")
+        chosen = [] if every is None else sorted(table.records)[every - 1 :: every]
+        chosen += ids or []
+        table.hide([self.known(table, record_id) for record_id in chosen])
+        return len(table.hidden)
 
     def merge(self, table: Table, primary: Record, other: Record, new_id: bool = False) -> Record:
         """Merge two records; with new_id the survivor gets an id of its own and both old ids lead to it.
 
-        The old ids leave lists and search without being archived and stand in `hs_merged_object_ids`.
+        The old ids leave lists and search without being archived and stand in `hs_merged_object_ids`. The survivor
+        goes on with the history of the primary record only (unverified).
         """
         if primary is other:
             raise ControlError("a record cannot be merged with itself")
@@ -141,9 +179,14 @@ class World:
         now = self._clock.now_ms()
         if not new_id:
             table.merge_away(other, primary.id)
-            table.change([primary], merged, now)
+            table.change([primary], merged, now, MERGE_SOURCE)
             return primary
-        survivor = Record(table.next_id(), {**primary.properties, **merged}, primary.created_ms, now)
+        survivor = Record(table.next_id(), dict(primary.properties), primary.created_ms, now)
+        table.history.take_over(survivor.id, primary.id)
+        table.history.note(survivor, merged, now, MERGE_SOURCE)
+        survivor.properties.update(merged)
+        if primary.id in table.hidden:
+            table.hidden.add(survivor.id)
         table.merge_away(other, survivor.id)
         table.merge_away(primary, survivor.id)
         table.insert(survivor)

@@ -152,6 +152,11 @@ END
 
 =pod
 
+=item api_version()
+
+The version of HubSpot's API that tests use: 2026-09, or what the environment
+variable HUBSPOT_SYNC_API_VERSION says.
+
 =item url()
 
 Where it listens, for hubspot_sync.api_url.
@@ -166,6 +171,7 @@ The access token that it accepts.
 
 =cut
 
+sub api_version { return $ENV{HUBSPOT_SYNC_API_VERSION} || '2026-09'; }
 sub url { return $_[0]{url}; }
 sub port { return ($_[0]{url} =~ /:(\d+)$/)[0]; }
 sub token { return $_[0]{token}; }
@@ -360,13 +366,23 @@ module takes seconds for thousands of records.
 
 =item object($type, $id)
 
+=item history($type, $property)
+
+The true history of a property, one hash a record by id, archived and hidden
+ones too: id and history, whose entries have value, timestamp (ms), sourceType
+and perhaps sourceId and updatedByUserId, the oldest first.
+
+=item history_text($type, $property)
+
+The same as the text of one JSON document a line, undecoded.
+
 =cut
 
 sub objects
 {
 	my ($self, $type, %which) = @_;
 	return $self->_owners(%which) if $type eq 'owners';
-	return map { $self->{json}->decode($_) } split /\n/, $self->objects_text($type, %which);
+	return $self->_lines($self->objects_text($type, %which));
 }
 
 sub objects_text
@@ -375,17 +391,41 @@ sub objects_text
 	return join '', map { $self->{json}->encode($_) . "\n" } $self->_owners(%which)
 	  if $type eq 'owners';
 
-	my $path = "/_control/objects/$type";
+	my $path = "objects/$type";
 	$path .= '?archived=' . ($which{archived} ? 'true' : 'false') if defined $which{archived};
-	my $answer = $self->_send('GET', $path);
-	croak "GET $path: $answer->{status} $answer->{content}" unless $answer->{success};
+	return $self->_text($path);
+}
+
+sub _text
+{
+	my ($self, $path) = @_;
+	my $answer = $self->_send('GET', "/_control/$path");
+	croak "GET /_control/$path: $answer->{status} $answer->{content}" unless $answer->{success};
 	return $answer->{content};
+}
+
+sub _lines
+{
+	my ($self, $text) = @_;
+	return map { $self->{json}->decode($_) } split /\n/, $text;
 }
 
 sub object
 {
 	my ($self, $type, $id) = @_;
 	return $self->control('GET', "objects/$type/$id");
+}
+
+sub history
+{
+	my ($self, $type, $property) = @_;
+	return $self->_lines($self->history_text($type, $property));
+}
+
+sub history_text
+{
+	my ($self, $type, $property) = @_;
+	return $self->_text("history/$type/" . _escape($property));
 }
 
 sub _owners
@@ -399,7 +439,7 @@ sub _owners
 	my $after = '';
 	while (defined $after)
 	{
-		my $path = "/crm/owners/2026-09?limit=500&archived=$archived$after";
+		my $path = '/crm/owners/' . api_version() . "?limit=500&archived=$archived$after";
 		my $answer = $self->_send('GET', $path, undef, Authorization => "Bearer $self->{token}");
 		croak "GET $path: $answer->{status} $answer->{content}" unless $answer->{success};
 		my $page = $self->_decoded($answer);
@@ -413,6 +453,7 @@ sub _owners
 sub _escape
 {
 	my ($text) = @_;
+	utf8::encode($text);
 	return $text =~ s/([^A-Za-z0-9_.~-])/sprintf '%%%02X', ord $1/ger;
 }
 
@@ -438,6 +479,30 @@ how many.
 =item raw($type, $id, $bytes)
 
 Delivers these bytes in place of the record's JSON; undef ends it.
+
+=item hide($type, @ids)
+
+Keeps records from the token, as narrower permissions do: they exist, but only
+objects, history and state show them. Returns how many are hidden now.
+
+=item hide_every($type, $n)
+
+Hides every $n-th record of those that exist, by id; returns how many are
+hidden now.
+
+=item hidden($type)
+
+The ids of the hidden records.
+
+=item unhide($type)
+
+Shows all records again.
+
+=item define_properties($type, @definitions)
+
+Defines properties, or changes the definitions of known ones; a definition is
+a hash with a name and, unless it is plain text, type, fieldType, label and
+more, or just a name. Returns the names.
 
 =back
 
@@ -494,6 +559,37 @@ sub raw
 	my ($self, $type, $id, $bytes) = @_;
 	return $self->control('DELETE', "raw/$type/$id") unless defined $bytes;
 	return $self->control('POST', "raw/$type/$id", { base64 => encode_base64($bytes, '') });
+}
+
+sub hide
+{
+	my ($self, $type, @ids) = @_;
+	return $self->control('POST', "hide/$type", { ids => \@ids })->{hidden};
+}
+
+sub hide_every
+{
+	my ($self, $type, $n) = @_;
+	return $self->control('POST', "hide/$type", { every => $n + 0 })->{hidden};
+}
+
+sub hidden
+{
+	my ($self, $type) = @_;
+	return @{ $self->control('GET', "hide/$type")->{ids} };
+}
+
+sub unhide
+{
+	my ($self, $type) = @_;
+	return $self->control('DELETE', "hide/$type");
+}
+
+sub define_properties
+{
+	my ($self, $type, @definitions) = @_;
+	my @fields = map { ref $_ ? $_ : { name => $_ } } @definitions;
+	return @{ $self->control('POST', "properties/$type", { properties => \@fields })->{names} };
 }
 
 1;
