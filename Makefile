@@ -23,14 +23,22 @@ OBJS = \
 	src/secret.o \
 	src/api.o \
 	src/catalog.o \
+	src/filter.o \
 	src/mapping.o \
+	src/target.o \
+	src/absence.o \
+	src/history.o \
 	src/store.o \
+	src/reconcile.o \
 	src/pull.o \
 	src/subxact.o \
 	src/run.o \
 	src/request.o \
 	src/wait.o \
 	src/worker.o \
+	src/schedule.o \
+	src/launcher.o \
+	src/config.o \
 	src/sqlfuncs.o
 
 DATA = $(wildcard sql/$(EXTENSION)--*.sql)

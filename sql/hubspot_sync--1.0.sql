@@ -12,12 +12,14 @@ CREATE TABLE sync_connections (
 	name			text NOT NULL UNIQUE
 					CHECK (name OPERATOR(pg_catalog.~) '^[a-z][a-z0-9_-]{0,62}$'),
 	portal_id		text,
+	token_expires_at	timestamptz,
 	shipped			boolean NOT NULL DEFAULT false
 );
 COMMENT ON TABLE sync_connections IS 'HubSpot accounts that this database is connected to';
 COMMENT ON COLUMN sync_connections.connection_id IS 'leads the key of all synchronised rows';
 COMMENT ON COLUMN sync_connections.name IS 'name to use in function calls';
 COMMENT ON COLUMN sync_connections.portal_id IS 'number of the HubSpot account, once test_hubspot_connection() has learned it';
+COMMENT ON COLUMN sync_connections.token_expires_at IS 'when the token stops working, for the alert ahead of it; null: never, or not known';
 COMMENT ON COLUMN sync_connections.shipped IS 'row that came with the extension, unchanged';
 
 CREATE TABLE sync_types (
@@ -34,10 +36,17 @@ CREATE TABLE sync_types (
 						CHECK (modified_property OPERATOR(pg_catalog.~) '^[A-Za-z][A-Za-z0-9_]{0,99}$'),
 	created_property	text
 						CHECK (created_property OPERATOR(pg_catalog.~) '^[A-Za-z][A-Za-z0-9_]{0,99}$'),
+	property_set		text NOT NULL DEFAULT 'mapped'
+						CHECK (property_set IN ('mapped', 'all')),
 	properties			text[] NOT NULL DEFAULT '{}',
+	filters				jsonb,
 	delete_policy		text NOT NULL DEFAULT 'mark'
 						CHECK (delete_policy IN ('mark', 'delete', 'ignore')),
 	full_every			interval NOT NULL DEFAULT '7 days',
+	"interval"			interval
+						CHECK ("interval" OPERATOR(pg_catalog.>=) interval '10 seconds'
+							AND "interval" OPERATOR(pg_catalog.<=) interval '1 year'),
+	run_at				time,
 	enabled				boolean NOT NULL DEFAULT true,
 	shipped				boolean NOT NULL DEFAULT false,
 	configured_by		name,
@@ -52,9 +61,13 @@ COMMENT ON COLUMN sync_types.target_table IS 'table that receives the records';
 COMMENT ON COLUMN sync_types.key_columns IS 'columns of a unique index of the target: the column for HubSpot''s record id, and connection_id where the index has it';
 COMMENT ON COLUMN sync_types.modified_property IS 'property with the time of the last change; without it every run is a full run';
 COMMENT ON COLUMN sync_types.created_property IS 'property with the time of creation, for timeframes';
+COMMENT ON COLUMN sync_types.property_set IS 'mapped: the properties of sync_fields and those in properties; all: every property that HubSpot defines for the type, in the target''s column properties without those that have no value';
 COMMENT ON COLUMN sync_types.properties IS 'properties to fetch beside those in sync_fields, kept in the target''s column properties';
-COMMENT ON COLUMN sync_types.delete_policy IS 'what happens to rows whose record was archived in HubSpot: mark, delete or ignore';
+COMMENT ON COLUMN sync_types.filters IS 'records to keep, by property: {"pipeline": ["default", "renewals"], "hubspot_owner_id": {"not": [null]}}; rows of others follow the delete policy';
+COMMENT ON COLUMN sync_types.delete_policy IS 'what happens to rows whose record was archived, merged away or deleted in HubSpot, or does not fit the filters: mark, delete or ignore';
 COMMENT ON COLUMN sync_types.full_every IS 'age of the last full run after which mode auto makes another';
+COMMENT ON COLUMN sync_types."interval" IS 'how often the launcher starts a run where pg_cron has no job for it; null: not by interval';
+COMMENT ON COLUMN sync_types.run_at IS 'time of day, in the time zone hubspot_sync.schedule_time_zone, at which the launcher starts a run; null: not daily';
 COMMENT ON COLUMN sync_types.enabled IS 'false: requests for this type are refused';
 COMMENT ON COLUMN sync_types.shipped IS 'row that came with the extension, unchanged';
 COMMENT ON COLUMN sync_types.configured_by IS 'role that last wrote the row, null if it came with the extension; must be a member of the target''s owner';
@@ -106,6 +119,7 @@ CREATE TABLE contacts (
 	properties			jsonb,
 	archived			boolean NOT NULL DEFAULT false,
 	archived_at			timestamptz,
+	archived_reason		text,
 	merged_into			text,
 	hubspot_updated_at	timestamptz,
 	synced_at			timestamptz,
@@ -125,8 +139,9 @@ COMMENT ON COLUMN contacts.status IS 'property hs_lead_status';
 COMMENT ON COLUMN contacts.created_at IS 'property createdate';
 COMMENT ON COLUMN contacts.updated_at IS 'when the synchronisation last changed the row';
 COMMENT ON COLUMN contacts.properties IS 'all properties asked for, by their HubSpot names';
-COMMENT ON COLUMN contacts.archived IS 'the contact is in HubSpot''s recycle bin or gone';
+COMMENT ON COLUMN contacts.archived IS 'the contact is in HubSpot''s recycle bin or gone, or does not fit the filters';
 COMMENT ON COLUMN contacts.archived_at IS 'when it was archived';
+COMMENT ON COLUMN contacts.archived_reason IS 'archived: in the recycle bin; merged: into another contact; gone: deleted for good; filtered: does not fit sync_types.filters';
 COMMENT ON COLUMN contacts.merged_into IS 'id of the contact this one was merged into';
 COMMENT ON COLUMN contacts.hubspot_updated_at IS 'HubSpot''s time of the last change';
 COMMENT ON COLUMN contacts.synced_at IS 'when the synchronisation last wrote the row';
@@ -146,6 +161,7 @@ CREATE TABLE deals (
 	properties			jsonb,
 	archived			boolean NOT NULL DEFAULT false,
 	archived_at			timestamptz,
+	archived_reason		text,
 	merged_into			text,
 	hubspot_updated_at	timestamptz,
 	synced_at			timestamptz,
@@ -164,8 +180,9 @@ COMMENT ON COLUMN deals.pipeline IS 'property pipeline, HubSpot''s internal pipe
 COMMENT ON COLUMN deals.created_at IS 'property createdate';
 COMMENT ON COLUMN deals.updated_at IS 'when the synchronisation last changed the row';
 COMMENT ON COLUMN deals.properties IS 'all properties asked for, by their HubSpot names';
-COMMENT ON COLUMN deals.archived IS 'the deal is in HubSpot''s recycle bin or gone';
+COMMENT ON COLUMN deals.archived IS 'the deal is in HubSpot''s recycle bin or gone, or does not fit the filters';
 COMMENT ON COLUMN deals.archived_at IS 'when it was archived';
+COMMENT ON COLUMN deals.archived_reason IS 'archived: in the recycle bin; merged: into another deal; gone: deleted for good; filtered: does not fit sync_types.filters';
 COMMENT ON COLUMN deals.merged_into IS 'id of the deal this one was merged into';
 COMMENT ON COLUMN deals.hubspot_updated_at IS 'HubSpot''s time of the last change';
 COMMENT ON COLUMN deals.synced_at IS 'when the synchronisation last wrote the row';
@@ -180,6 +197,7 @@ CREATE TABLE staff (
 	properties			jsonb,
 	archived			boolean NOT NULL DEFAULT false,
 	archived_at			timestamptz,
+	archived_reason		text,
 	merged_into			text,
 	hubspot_updated_at	timestamptz,
 	synced_at			timestamptz,
@@ -195,9 +213,31 @@ COMMENT ON COLUMN staff.created_at IS 'when the owner was created in HubSpot';
 COMMENT ON COLUMN staff.properties IS 'everything HubSpot said about the owner';
 COMMENT ON COLUMN staff.archived IS 'the owner was removed from the HubSpot account';
 COMMENT ON COLUMN staff.archived_at IS 'when the owner was removed, as far as HubSpot says';
+COMMENT ON COLUMN staff.archived_reason IS 'archived: removed from the account; filtered: does not fit sync_types.filters';
 COMMENT ON COLUMN staff.merged_into IS 'unused for owners';
 COMMENT ON COLUMN staff.hubspot_updated_at IS 'HubSpot''s time of the last change';
 COMMENT ON COLUMN staff.synced_at IS 'when the synchronisation last wrote the row; null for rows of your own';
+
+CREATE TABLE contact_owner_history (
+	connection_id		uuid NOT NULL,
+	hubspot_contact_id	text NOT NULL,
+	owner_id			text NOT NULL,
+	valid_from			timestamptz NOT NULL,
+	valid_to			timestamptz,
+	PRIMARY KEY (connection_id, hubspot_contact_id, valid_from),
+	CHECK (valid_to OPERATOR(pg_catalog.>) valid_from)
+);
+CREATE UNIQUE INDEX contact_owner_history_open_idx
+	ON contact_owner_history (connection_id, hubspot_contact_id) WHERE valid_to IS NULL;
+CREATE INDEX contact_owner_history_from_idx ON contact_owner_history (valid_from);
+CREATE INDEX contact_owner_history_to_idx ON contact_owner_history (valid_to)
+	WHERE valid_to IS NOT NULL;
+COMMENT ON TABLE contact_owner_history IS 'who owned a contact when; the rows of one contact never overlap, and a time without a row is one without an owner or not known';
+COMMENT ON COLUMN contact_owner_history.connection_id IS 'the connection the contact came through';
+COMMENT ON COLUMN contact_owner_history.hubspot_contact_id IS 'HubSpot''s id of the contact';
+COMMENT ON COLUMN contact_owner_history.owner_id IS 'the owner, a staff.id';
+COMMENT ON COLUMN contact_owner_history.valid_from IS 'from this instant on';
+COMMENT ON COLUMN contact_owner_history.valid_to IS 'until before this instant; null: he still does';
 
 -- ---------------------------------------------------------------------------
 -- Runs, errors and what the synchronisation remembers
@@ -240,7 +280,52 @@ CREATE TABLE sync_runs (
 CREATE UNIQUE INDEX sync_runs_active_idx ON sync_runs (connection_id, sync_type)
 	WHERE status IN ('pending', 'running');
 CREATE INDEX sync_runs_type_idx ON sync_runs (sync_type, created_at DESC);
+CREATE INDEX sync_runs_connection_idx ON sync_runs (connection_id, sync_type, created_at DESC);
 COMMENT ON TABLE sync_runs IS 'runs as their workers left them; read sync_logs, which knows about dead ones';
+COMMENT ON COLUMN sync_runs.id IS 'id of the run';
+COMMENT ON COLUMN sync_runs.platform IS 'hubspot';
+COMMENT ON COLUMN sync_runs.connection_id IS 'the connection';
+COMMENT ON COLUMN sync_runs.sync_type IS 'what is synchronised';
+COMMENT ON COLUMN sync_runs.direction IS 'pull: from HubSpot';
+COMMENT ON COLUMN sync_runs.mode IS 'as asked for until the run starts, then as resolved';
+COMMENT ON COLUMN sync_runs.timeframe IS 'the timeframe asked for';
+COMMENT ON COLUMN sync_runs.scope IS 'empty, or what the run is limited to; only unscoped ones count as the type''s runs';
+COMMENT ON COLUMN sync_runs.range_from IS 'beginning of the timeframe';
+COMMENT ON COLUMN sync_runs.range_to IS 'end of the timeframe';
+COMMENT ON COLUMN sync_runs.status IS 'as the worker wrote it; a dead run still says pending or running';
+COMMENT ON COLUMN sync_runs.requested_by IS 'role that requested the run';
+COMMENT ON COLUMN sync_runs.trigger_source IS 'sql, call or launcher';
+COMMENT ON COLUMN sync_runs.created_at IS 'when it was requested';
+COMMENT ON COLUMN sync_runs.started_at IS 'when its worker began';
+COMMENT ON COLUMN sync_runs.updated_at IS 'last sign of life';
+COMMENT ON COLUMN sync_runs.completed_at IS 'when it ended';
+COMMENT ON COLUMN sync_runs.records_processed IS 'records received';
+COMMENT ON COLUMN sync_runs.records_failed IS 'records that went to sync_errors';
+COMMENT ON COLUMN sync_runs.records_changed IS 'rows written';
+COMMENT ON COLUMN sync_runs.records_unchanged IS 'records whose row needed no write';
+COMMENT ON COLUMN sync_runs.records_archived IS 'rows marked or deleted';
+COMMENT ON COLUMN sync_runs.requests IS 'HTTP requests made';
+COMMENT ON COLUMN sync_runs.retries IS 'of them repeated another';
+COMMENT ON COLUMN sync_runs.bytes_received IS 'bytes received';
+COMMENT ON COLUMN sync_runs.checkpoint IS 'where the walk stands';
+COMMENT ON COLUMN sync_runs.mapping IS 'fingerprint of the configuration that the checkpoint is for';
+COMMENT ON COLUMN sync_runs.continues IS 'the run whose checkpoint this one took over';
+COMMENT ON COLUMN sync_runs.error_details IS 'what stopped it, and what was notable';
+COMMENT ON COLUMN sync_runs.lock_key IS 'key of the advisory lock that its worker holds';
+COMMENT ON COLUMN sync_runs.worker_pid IS 'process id of its worker';
+
+-- Two rows, or one of another server or database: this is a copy.
+CREATE TABLE sync_home (
+	system_identifier	text NOT NULL,
+	database_oid		oid NOT NULL
+);
+COMMENT ON TABLE sync_home IS 'the server and database that may call HubSpot; a copy brings the original''s along and waits for adopt_hubspot_sync()';
+COMMENT ON COLUMN sync_home.system_identifier IS 'the server''s system identifier';
+COMMENT ON COLUMN sync_home.database_oid IS 'the database''s oid';
+INSERT INTO sync_home
+	SELECT c.system_identifier::text, d.oid
+	FROM pg_catalog.pg_control_system() c, pg_catalog.pg_database d
+	WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database();
 
 -- A run is alive as long as its worker holds the advisory lock of its type.
 -- No SQL function takes locks of this class (objsubid 18515).  A standby has
@@ -253,6 +338,11 @@ CREATE VIEW sync_run_states AS
 			WHEN r.status IN ('pending') THEN
 				r.updated_at OPERATOR(pg_catalog.<)
 				(pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) interval '30 seconds')
+				-- nobody in a copy will take up what the original was asked for
+				OR EXISTS (SELECT FROM sync_home h
+					WHERE h.database_oid OPERATOR(pg_catalog.<>)
+						(SELECT d.oid FROM pg_catalog.pg_database d
+						 WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()))
 			ELSE false
 		END AS dead
 	FROM sync_runs r
@@ -338,6 +428,8 @@ CREATE TABLE sync_errors (
 );
 CREATE INDEX sync_errors_open_idx ON sync_errors (connection_id, sync_type, attempts)
 	WHERE resolved_at IS NULL;
+CREATE INDEX sync_errors_closed_idx ON sync_errors (connection_id, sync_type, resolved_at)
+	WHERE resolved_at IS NOT NULL;
 COMMENT ON TABLE sync_errors IS 'records that could not be stored, one row a record and cause; the next run reads them again';
 COMMENT ON COLUMN sync_errors.id IS 'id of the entry';
 COMMENT ON COLUMN sync_errors.run_id IS 'the run that saw it last';
@@ -362,6 +454,10 @@ CREATE TABLE sync_state (
 	last_full_mapping	text,
 	last_deep_at	timestamptz,
 	deep_until		timestamptz,
+	last_refused_at	timestamptz,
+	last_sweep_at	timestamptz,
+	sweep_after		text,
+	sweep_last_id	bigint,
 	PRIMARY KEY (connection_id, sync_type)
 );
 COMMENT ON TABLE sync_state IS 'what completed runs have reached';
@@ -372,6 +468,10 @@ COMMENT ON COLUMN sync_state.last_full_at IS 'when a full run last completed';
 COMMENT ON COLUMN sync_state.last_full_mapping IS 'fingerprint of the mapping it used; another mapping makes auto full again';
 COMMENT ON COLUMN sync_state.last_deep_at IS 'when a run that reached back by the deep overlap, or a full one, last completed';
 COMMENT ON COLUMN sync_state.deep_until IS 'HubSpot''s clock at the start of that run';
+COMMENT ON COLUMN sync_state.last_refused_at IS 'when a full run last found too many records absent to believe it; null once one was believed';
+COMMENT ON COLUMN sync_state.last_sweep_at IS 'when the list of archived records was last read, to its end or as far as its share of the daily limit allowed';
+COMMENT ON COLUMN sync_state.sweep_after IS 'where the next reading of that list begins; null: at its beginning';
+COMMENT ON COLUMN sync_state.sweep_last_id IS 'highest id read of that list so far';
 
 CREATE TABLE sync_rows (
 	connection_id		uuid NOT NULL,
@@ -380,6 +480,8 @@ CREATE TABLE sync_rows (
 	hubspot_updated_at	timestamptz,
 	archived			boolean NOT NULL DEFAULT false,
 	archived_at			timestamptz,
+	archived_reason		text,
+	merged_into			text,
 	synced_at			timestamptz NOT NULL,
 	PRIMARY KEY (connection_id, sync_type, record_id)
 );
@@ -390,7 +492,65 @@ COMMENT ON COLUMN sync_rows.record_id IS 'HubSpot''s id';
 COMMENT ON COLUMN sync_rows.hubspot_updated_at IS 'HubSpot''s time of the last change stored';
 COMMENT ON COLUMN sync_rows.archived IS 'the record is archived in HubSpot';
 COMMENT ON COLUMN sync_rows.archived_at IS 'when it was archived';
+COMMENT ON COLUMN sync_rows.archived_reason IS 'archived, merged, gone or filtered';
+COMMENT ON COLUMN sync_rows.merged_into IS 'id of the record this one was merged into';
 COMMENT ON COLUMN sync_rows.synced_at IS 'when the target row was last written';
+
+-- Rows whose record was not where it should have been, until that is settled.
+CREATE TABLE sync_absences (
+	connection_id	uuid NOT NULL,
+	sync_type		text NOT NULL,
+	record_id		text NOT NULL,
+	run_id			uuid NOT NULL,
+	origin			text NOT NULL CHECK (origin IN ('list', 'merge', 'archive')),
+	merged_into		text,
+	verdict			text CHECK (verdict IN ('gone', 'merged')),
+	accepted		boolean NOT NULL DEFAULT false,
+	PRIMARY KEY (connection_id, sync_type, record_id)
+);
+COMMENT ON TABLE sync_absences IS 'records that a walk missed, until they are read one by one';
+COMMENT ON COLUMN sync_absences.connection_id IS 'the connection';
+COMMENT ON COLUMN sync_absences.sync_type IS 'the sync type';
+COMMENT ON COLUMN sync_absences.record_id IS 'HubSpot''s id';
+COMMENT ON COLUMN sync_absences.run_id IS 'the run that looked last';
+COMMENT ON COLUMN sync_absences.origin IS 'list: not on the list of records; merge: another record says that it was merged into that; archive: archived here, but not on the list of archived records';
+COMMENT ON COLUMN sync_absences.merged_into IS 'the record that says so';
+COMMENT ON COLUMN sync_absences.verdict IS 'what reading it said: gone or merged; null: not read yet';
+COMMENT ON COLUMN sync_absences.accepted IS 'accept_hubspot_absence() was called for it';
+
+CREATE TABLE sync_owner_reads (
+	connection_id		uuid NOT NULL,
+	hubspot_contact_id	text NOT NULL,
+	urgent				boolean NOT NULL DEFAULT true,
+	attempts			integer NOT NULL DEFAULT 0,
+	PRIMARY KEY (connection_id, hubspot_contact_id)
+);
+COMMENT ON TABLE sync_owner_reads IS 'contacts whose owner changed and whose history of owners is still to be read';
+COMMENT ON COLUMN sync_owner_reads.connection_id IS 'the connection';
+COMMENT ON COLUMN sync_owner_reads.hubspot_contact_id IS 'HubSpot''s id of the contact';
+COMMENT ON COLUMN sync_owner_reads.urgent IS 'true: his owner changed, read by the same run; false: new to us, some are read by each run';
+COMMENT ON COLUMN sync_owner_reads.attempts IS 'how often HubSpot did not answer';
+
+CREATE TABLE sync_properties (
+	connection_id	uuid NOT NULL,
+	object_type		text NOT NULL,
+	properties		text[] NOT NULL,
+	read_at			timestamptz NOT NULL,
+	PRIMARY KEY (connection_id, object_type)
+);
+COMMENT ON TABLE sync_properties IS 'which properties HubSpot defines, for types that fetch all of them';
+COMMENT ON COLUMN sync_properties.connection_id IS 'the connection';
+COMMENT ON COLUMN sync_properties.object_type IS 'HubSpot''s name or id of the object type';
+COMMENT ON COLUMN sync_properties.properties IS 'names of the properties';
+COMMENT ON COLUMN sync_properties.read_at IS 'when they were read';
+
+CREATE TABLE sync_removals (
+	sync_type		text NOT NULL,
+	column_name		name
+);
+COMMENT ON TABLE sync_removals IS 'rows of sync_types and sync_fields that were deleted, so that a restored dump deletes them again';
+COMMENT ON COLUMN sync_removals.sync_type IS 'the sync type';
+COMMENT ON COLUMN sync_removals.column_name IS 'the field''s column; null: the type itself';
 
 -- ---------------------------------------------------------------------------
 -- What the extension ships
@@ -400,13 +560,13 @@ INSERT INTO sync_connections (connection_id, name, shipped) VALUES
 	('00000000-0000-0000-0000-000000000000', 'default', true);
 
 INSERT INTO sync_types (sync_type, source, object_type, target_table, key_columns,
-	modified_property, created_property, shipped) VALUES
+	modified_property, created_property, "interval", run_at, shipped) VALUES
 	('contacts', 'objects', 'contacts', 'contacts', '{connection_id,hubspot_contact_id}',
-		'lastmodifieddate', 'createdate', true),
+		'lastmodifieddate', 'createdate', '5 minutes', NULL, true),
 	('deals', 'objects', 'deals', 'deals', '{connection_id,hubspot_deal_id}',
-		'hs_lastmodifieddate', 'createdate', true),
+		'hs_lastmodifieddate', 'createdate', '15 minutes', NULL, true),
 	('owners', 'owners', 'owners', 'staff', '{connection_id,id}',
-		NULL, NULL, true);
+		NULL, NULL, NULL, '6:00', true);
 
 INSERT INTO sync_fields (sync_type, column_name, property, transform, argument, insert_only, shipped) VALUES
 	('contacts', 'email', 'email', 'value', NULL, false, true),
@@ -436,7 +596,7 @@ INSERT INTO sync_fields (sync_type, column_name, property, transform, argument, 
 -- table's owner, so he must be a member of that role.
 CREATE FUNCTION hubspot_sync_check_configuration() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'hubspot_sync_check_configuration' LANGUAGE C;
-COMMENT ON FUNCTION hubspot_sync_check_configuration() IS 'accepts a target table only from a member of its owner, and notes who wrote the row';
+COMMENT ON FUNCTION hubspot_sync_check_configuration() IS 'accepts a target table only from a member of its owner, and notes who wrote the row; a shipped row that is inserted again, as from a dump, is changed instead';
 
 CREATE TRIGGER sync_types_check BEFORE INSERT OR UPDATE OR DELETE ON sync_types
 	FOR EACH ROW EXECUTE FUNCTION hubspot_sync_check_configuration();
@@ -446,6 +606,57 @@ CREATE TRIGGER sync_fields_check BEFORE INSERT OR UPDATE OR DELETE ON sync_field
 	FOR EACH ROW EXECUTE FUNCTION hubspot_sync_check_configuration();
 ALTER TABLE sync_fields ENABLE ALWAYS TRIGGER sync_fields_check;
 COMMENT ON TRIGGER sync_fields_check ON sync_fields IS 'only members of the target''s owner may configure it';
+
+CREATE FUNCTION hubspot_sync_check_connection() RETURNS trigger
+	AS 'MODULE_PATHNAME', 'hubspot_sync_check_connection' LANGUAGE C;
+COMMENT ON FUNCTION hubspot_sync_check_connection() IS 'notes that a connection is not as it was shipped; one that is inserted again, as from a dump, is changed instead';
+CREATE TRIGGER sync_connections_check BEFORE INSERT OR UPDATE OR DELETE ON sync_connections
+	FOR EACH ROW EXECUTE FUNCTION hubspot_sync_check_connection();
+ALTER TABLE sync_connections ENABLE ALWAYS TRIGGER sync_connections_check;
+COMMENT ON TRIGGER sync_connections_check ON sync_connections IS 'makes changes of shipped rows survive a dump';
+
+-- TRUNCATE fires no row triggers, and would leave nothing noted.
+CREATE TRIGGER sync_types_truncate BEFORE TRUNCATE ON sync_types
+	EXECUTE FUNCTION hubspot_sync_check_configuration();
+ALTER TABLE sync_types ENABLE ALWAYS TRIGGER sync_types_truncate;
+COMMENT ON TRIGGER sync_types_truncate ON sync_types IS 'refuses TRUNCATE';
+CREATE TRIGGER sync_fields_truncate BEFORE TRUNCATE ON sync_fields
+	EXECUTE FUNCTION hubspot_sync_check_configuration();
+ALTER TABLE sync_fields ENABLE ALWAYS TRIGGER sync_fields_truncate;
+COMMENT ON TRIGGER sync_fields_truncate ON sync_fields IS 'refuses TRUNCATE';
+CREATE TRIGGER sync_connections_truncate BEFORE TRUNCATE ON sync_connections
+	EXECUTE FUNCTION hubspot_sync_check_connection();
+ALTER TABLE sync_connections ENABLE ALWAYS TRIGGER sync_connections_truncate;
+COMMENT ON TRIGGER sync_connections_truncate ON sync_connections IS 'refuses TRUNCATE';
+
+-- A dump holds what was deleted; the script above has just brought it back.
+CREATE FUNCTION hubspot_sync_restore_removal() RETURNS trigger
+	AS 'MODULE_PATHNAME', 'hubspot_sync_restore_removal' LANGUAGE C;
+COMMENT ON FUNCTION hubspot_sync_restore_removal() IS 'deletes the shipped row that a row of sync_removals is about';
+CREATE TRIGGER sync_removals_restore BEFORE INSERT ON sync_removals
+	FOR EACH ROW EXECUTE FUNCTION hubspot_sync_restore_removal();
+ALTER TABLE sync_removals ENABLE ALWAYS TRIGGER sync_removals_restore;
+COMMENT ON TRIGGER sync_removals_restore ON sync_removals IS 'makes removals survive a dump';
+
+-- ---------------------------------------------------------------------------
+-- Dumps
+-- ---------------------------------------------------------------------------
+
+SELECT pg_catalog.pg_extension_config_dump('sync_connections', 'WHERE NOT shipped');
+SELECT pg_catalog.pg_extension_config_dump('sync_types', 'WHERE NOT shipped');
+SELECT pg_catalog.pg_extension_config_dump('sync_fields', 'WHERE NOT shipped');
+SELECT pg_catalog.pg_extension_config_dump('sync_removals', '');
+SELECT pg_catalog.pg_extension_config_dump('sync_home', '');
+SELECT pg_catalog.pg_extension_config_dump('contacts', '');
+SELECT pg_catalog.pg_extension_config_dump('deals', '');
+SELECT pg_catalog.pg_extension_config_dump('staff', '');
+SELECT pg_catalog.pg_extension_config_dump('contact_owner_history', '');
+SELECT pg_catalog.pg_extension_config_dump('sync_runs', '');
+SELECT pg_catalog.pg_extension_config_dump('sync_errors', '');
+SELECT pg_catalog.pg_extension_config_dump('sync_state', '');
+SELECT pg_catalog.pg_extension_config_dump('sync_rows', '');
+SELECT pg_catalog.pg_extension_config_dump('sync_absences', '');
+SELECT pg_catalog.pg_extension_config_dump('sync_owner_reads', '');
 
 -- ---------------------------------------------------------------------------
 -- Functions
@@ -487,9 +698,14 @@ CREATE FUNCTION get_latest_sync_status() RETURNS TABLE (sync_type text,
 			l.status, l.records_processed, l.records_failed, l.duration_ms
 		FROM sync_types t
 		LEFT JOIN LATERAL (
+			SELECT r.id FROM sync_runs r
+			WHERE r.sync_type OPERATOR(pg_catalog.=) t.sync_type
+			ORDER BY r.created_at DESC LIMIT 1
+		) n ON true
+		-- one by one, so that the index is used however long the log is
+		LEFT JOIN LATERAL (
 			SELECT s.* FROM sync_logs s
-			WHERE s.sync_type OPERATOR(pg_catalog.=) t.sync_type
-			ORDER BY s.created_at DESC LIMIT 1
+			WHERE s.id OPERATOR(pg_catalog.=) n.id LIMIT 1
 		) l ON true
 		WHERE t.enabled
 		ORDER BY t.sync_type;
@@ -509,6 +725,282 @@ COMMENT ON FUNCTION schedule_hubspot_sync() IS 'creates the pg_cron jobs for con
 CREATE FUNCTION unschedule_hubspot_sync() RETURNS integer
 	AS 'MODULE_PATHNAME', 'hubspot_sync_unschedule' LANGUAGE C VOLATILE;
 COMMENT ON FUNCTION unschedule_hubspot_sync() IS 'removes the jobs of schedule_hubspot_sync() and returns how many there were';
+
+CREATE FUNCTION accept_hubspot_absence(run_id uuid) RETURNS integer
+	AS 'MODULE_PATHNAME', 'hubspot_sync_accept_absence' LANGUAGE C VOLATILE STRICT;
+COMMENT ON FUNCTION accept_hubspot_absence(uuid) IS 'lets the next run archive the records that this run found absent and did not believe to be; returns how many';
+
+CREATE FUNCTION adopt_hubspot_sync() RETURNS void
+	AS 'MODULE_PATHNAME', 'hubspot_sync_adopt' LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION adopt_hubspot_sync() IS 'says that this restored or copied database, not the original, calls HubSpot from now on';
+
+CREATE FUNCTION map_hubspot_sync(sync_type text, target regclass, key_columns text[],
+		field_map jsonb DEFAULT NULL, delete_policy text DEFAULT NULL)
+	RETURNS TABLE (property text, column_name text, remark text)
+	AS 'MODULE_PATHNAME', 'hubspot_sync_map' LANGUAGE C VOLATILE ROWS 10;
+COMMENT ON FUNCTION map_hubspot_sync(text, regclass, text[], jsonb, text) IS 'points a sync type at a table of your own, and explains what goes where';
+
+CREATE FUNCTION get_hubspot_rate_limits()
+	RETURNS TABLE (connection text, bucket text, capacity integer, available integer,
+		held_until timestamptz)
+	AS 'MODULE_PATHNAME', 'hubspot_sync_rate_limits' LANGUAGE C VOLATILE ROWS 2;
+COMMENT ON FUNCTION get_hubspot_rate_limits() IS 'how many requests each connection may send at this moment, as this server counts them';
+
+-- ---------------------------------------------------------------------------
+-- What operators see
+-- ---------------------------------------------------------------------------
+
+-- The schema may hold operators of others that fit better than pg_catalog's.
+SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+
+CREATE VIEW @extschema@.contact_owner_changes WITH (security_invoker = true) AS
+	SELECT h.connection_id, h.hubspot_contact_id, h.valid_from AS changed_at,
+		p.owner_id AS previous_owner_id, h.owner_id
+	FROM @extschema@.contact_owner_history h
+	LEFT JOIN @extschema@.contact_owner_history p
+		ON p.connection_id = h.connection_id
+		AND p.hubspot_contact_id = h.hubspot_contact_id
+		AND p.valid_to = h.valid_from
+	WHERE h.valid_from > now() - interval '7 days'
+	UNION ALL
+	SELECT h.connection_id, h.hubspot_contact_id, h.valid_to, h.owner_id, NULL
+	FROM @extschema@.contact_owner_history h
+	WHERE h.valid_to > now() - interval '7 days'
+		AND NOT EXISTS (
+			SELECT FROM @extschema@.contact_owner_history n
+			WHERE n.connection_id = h.connection_id
+				AND n.hubspot_contact_id = h.hubspot_contact_id
+				AND n.valid_from = h.valid_to);
+COMMENT ON VIEW @extschema@.contact_owner_changes IS 'changes of contacts'' owners in the last seven days';
+COMMENT ON COLUMN @extschema@.contact_owner_changes.connection_id IS 'the connection the contact came through';
+COMMENT ON COLUMN @extschema@.contact_owner_changes.hubspot_contact_id IS 'HubSpot''s id of the contact';
+COMMENT ON COLUMN @extschema@.contact_owner_changes.changed_at IS 'when the owner changed';
+COMMENT ON COLUMN @extschema@.contact_owner_changes.previous_owner_id IS 'the owner before; null: none';
+COMMENT ON COLUMN @extschema@.contact_owner_changes.owner_id IS 'the owner since; null: none';
+
+CREATE VIEW @extschema@.sync_statistics AS
+	SELECT l.connection_id, l.sync_type, count(*) AS runs,
+		count(*) FILTER (WHERE l.status = 'success') AS succeeded,
+		count(*) FILTER (WHERE l.status = 'partial') AS partial,
+		count(*) FILTER (WHERE l.status = 'failed') AS failed,
+		count(*) FILTER (WHERE l.status = 'cancelled') AS cancelled,
+		count(*) FILTER (WHERE l.status IN ('pending', 'running')) AS under_way,
+		sum(l.records_processed) AS records_processed,
+		sum(l.records_failed) AS records_failed,
+		sum(l.records_changed) AS records_changed,
+		sum(l.records_archived) AS records_archived,
+		sum(l.requests) AS requests, sum(l.retries) AS retries,
+		coalesce(sum((l.error_details ->> 'rate_limited')::bigint), 0) AS rate_limited,
+		sum(l.bytes_received) AS bytes_received,
+		round(avg(l.duration_ms) FILTER (WHERE l.completed_at IS NOT NULL))::integer
+			AS average_duration_ms,
+		max(l.duration_ms) AS longest_duration_ms,
+		max(l.completed_at) FILTER (WHERE l.status IN ('success', 'partial')) AS last_success_at
+	FROM @extschema@.sync_logs l
+	WHERE l.created_at > now() - interval '24 hours'
+	GROUP BY l.connection_id, l.sync_type;
+COMMENT ON VIEW @extschema@.sync_statistics IS 'the last 24 hours, a row for each connection and sync type';
+COMMENT ON COLUMN @extschema@.sync_statistics.connection_id IS 'the connection';
+COMMENT ON COLUMN @extschema@.sync_statistics.sync_type IS 'the sync type';
+COMMENT ON COLUMN @extschema@.sync_statistics.runs IS 'runs requested';
+COMMENT ON COLUMN @extschema@.sync_statistics.succeeded IS 'of them ended success';
+COMMENT ON COLUMN @extschema@.sync_statistics.partial IS 'of them ended partial';
+COMMENT ON COLUMN @extschema@.sync_statistics.failed IS 'of them failed or were interrupted';
+COMMENT ON COLUMN @extschema@.sync_statistics.cancelled IS 'of them were cancelled';
+COMMENT ON COLUMN @extschema@.sync_statistics.under_way IS 'of them are pending or running';
+COMMENT ON COLUMN @extschema@.sync_statistics.records_processed IS 'records received';
+COMMENT ON COLUMN @extschema@.sync_statistics.records_failed IS 'records that could not be stored';
+COMMENT ON COLUMN @extschema@.sync_statistics.records_changed IS 'rows written';
+COMMENT ON COLUMN @extschema@.sync_statistics.records_archived IS 'rows marked or deleted';
+COMMENT ON COLUMN @extschema@.sync_statistics.requests IS 'HTTP requests';
+COMMENT ON COLUMN @extschema@.sync_statistics.retries IS 'of them repeated another';
+COMMENT ON COLUMN @extschema@.sync_statistics.rate_limited IS 'answers with status 429, of runs that have ended';
+COMMENT ON COLUMN @extschema@.sync_statistics.bytes_received IS 'bytes received';
+COMMENT ON COLUMN @extschema@.sync_statistics.average_duration_ms IS 'mean duration of the runs that have ended';
+COMMENT ON COLUMN @extschema@.sync_statistics.longest_duration_ms IS 'duration of the longest run';
+COMMENT ON COLUMN @extschema@.sync_statistics.last_success_at IS 'end of the latest run that read everything';
+
+-- The launcher's timetable.  A run in the future was requested before the
+-- clock was set back, and counts for none; a daily one that failed is repeated.
+CREATE VIEW @extschema@.sync_schedules AS
+	SELECT c.connection_id, t.sync_type, t."interval", t.run_at,
+		r.created_at AS last_run_at,
+		CASE
+			WHEN r.created_at IS NULL OR r.created_at > now() THEN now()
+			WHEN t."interval" IS NOT NULL THEN r.created_at + t."interval"
+			WHEN r.status = 'failed' THEN r.created_at + interval '15 minutes'
+			WHEN d.today > now() THEN
+				CASE WHEN r.created_at >= d.yesterday THEN d.today ELSE now() END
+			WHEN r.created_at >= d.today THEN d.tomorrow
+			ELSE now()
+		END AS next_run_at,
+		s.last_full_at + least(t.full_every, interval '100 years') AS full_due_at
+	FROM @extschema@.sync_types t
+	JOIN @extschema@.sync_connections c
+		ON c.connection_id = '00000000-0000-0000-0000-000000000000'
+	CROSS JOIN LATERAL (
+		SELECT coalesce(nullif(current_setting('hubspot_sync.schedule_time_zone', true), ''),
+			'UTC') AS zone
+	) z
+	CROSS JOIN LATERAL (
+		SELECT ((now() AT TIME ZONE z.zone)::date - 1 + t.run_at) AT TIME ZONE z.zone AS yesterday,
+			((now() AT TIME ZONE z.zone)::date + t.run_at) AT TIME ZONE z.zone AS today,
+			((now() AT TIME ZONE z.zone)::date + 1 + t.run_at) AT TIME ZONE z.zone AS tomorrow
+	) d
+	LEFT JOIN LATERAL (
+		SELECT x.created_at, x.status FROM @extschema@.sync_runs x
+		WHERE x.connection_id = c.connection_id AND x.sync_type = t.sync_type AND x.scope = ''
+		ORDER BY x.created_at DESC LIMIT 1
+	) r ON true
+	LEFT JOIN @extschema@.sync_state s
+		ON s.connection_id = c.connection_id AND s.sync_type = t.sync_type
+	WHERE t.enabled AND (t."interval" IS NOT NULL OR t.run_at IS NOT NULL);
+COMMENT ON VIEW @extschema@.sync_schedules IS 'when the launcher starts which run, where it is loaded and pg_cron has no job for the type';
+COMMENT ON COLUMN @extschema@.sync_schedules.connection_id IS 'the connection';
+COMMENT ON COLUMN @extschema@.sync_schedules.sync_type IS 'the sync type';
+COMMENT ON COLUMN @extschema@.sync_schedules."interval" IS 'time between runs';
+COMMENT ON COLUMN @extschema@.sync_schedules.run_at IS 'time of day of a daily run';
+COMMENT ON COLUMN @extschema@.sync_schedules.last_run_at IS 'when a run was last requested, by whomever';
+COMMENT ON COLUMN @extschema@.sync_schedules.next_run_at IS 'when the next one is due';
+COMMENT ON COLUMN @extschema@.sync_schedules.full_due_at IS 'from when on a run in mode auto is a full one';
+
+CREATE VIEW @extschema@.sync_alerts AS
+	-- the newest run of each type that says how things are
+	WITH newest AS (
+		SELECT c.connection_id, t.sync_type, l.id, l.status, l.created_at,
+			l.completed_at, l.error_details, l.records_processed, l.records_failed
+		FROM @extschema@.sync_types t
+		CROSS JOIN @extschema@.sync_connections c
+		CROSS JOIN LATERAL (
+			SELECT r.id FROM @extschema@.sync_runs r
+			WHERE r.connection_id = c.connection_id AND r.sync_type = t.sync_type
+				AND r.scope = '' AND r.status IN ('success', 'partial', 'failed')
+			ORDER BY r.created_at DESC LIMIT 1
+		) n
+		CROSS JOIN LATERAL (
+			SELECT x.* FROM @extschema@.sync_logs x WHERE x.id = n.id LIMIT 1
+		) l
+		WHERE t.enabled
+	), dead AS (
+		SELECT w.connection_id, w.sync_type, w.id, w.updated_at
+		FROM @extschema@.sync_run_states w
+		WHERE w.status IN ('pending', 'running') AND w.dead AND w.scope = ''
+	)
+	SELECT 'stale' AS alert, 'critical' AS severity, n.connection_id, n.sync_type,
+		NULL::uuid AS run_id, g.completed_at AS since,
+		CASE WHEN g.completed_at IS NULL
+			THEN format('%s have never been synchronised', n.sync_type)
+			ELSE format('no synchronisation of %s has completed for more than %s',
+				n.sync_type, a.allowed) END AS message
+	FROM @extschema@.sync_schedules n
+	CROSS JOIN LATERAL (
+		SELECT coalesce(n."interval" * 2, interval '26 hours') AS allowed
+	) a
+	LEFT JOIN LATERAL (
+		SELECT r.completed_at FROM @extschema@.sync_runs r
+		WHERE r.connection_id = n.connection_id AND r.sync_type = n.sync_type
+			AND r.scope = '' AND r.status IN ('success', 'partial')
+		ORDER BY r.created_at DESC LIMIT 1
+	) g ON true
+	WHERE (g.completed_at IS NULL OR g.completed_at < now() - a.allowed
+			OR g.completed_at > now() + interval '5 minutes')
+		-- a long first load is no reason for concern as long as it moves
+		AND NOT EXISTS (
+			SELECT FROM @extschema@.sync_run_states w
+			WHERE w.connection_id = n.connection_id AND w.sync_type = n.sync_type
+				AND w.status = 'running' AND NOT w.dead
+				AND w.updated_at > now() - interval '10 minutes')
+	UNION ALL
+	SELECT 'failed_run', 'critical', d.connection_id, d.sync_type, d.id, d.updated_at,
+		format('the latest run of %s was interrupted', d.sync_type)
+	FROM dead d
+	UNION ALL
+	SELECT 'failed_run', 'critical', n.connection_id, n.sync_type, n.id, n.completed_at,
+		format('the latest run of %s failed: %s', n.sync_type,
+			coalesce(n.error_details ->> 'message', 'no reason is known'))
+	FROM newest n
+	WHERE n.status = 'failed'
+		AND NOT EXISTS (SELECT FROM dead d WHERE d.connection_id = n.connection_id
+			AND d.sync_type = n.sync_type)
+	UNION ALL
+	SELECT 'failed_records', 'warning', n.connection_id, n.sync_type, n.id, n.completed_at,
+		format('%s of %s records of %s could not be stored', n.records_failed,
+			n.records_processed, n.sync_type)
+	FROM newest n
+	WHERE n.records_failed::bigint * 10 > n.records_processed
+	UNION ALL
+	SELECT 'mass_absence', 'critical', a.connection_id, a.sync_type, a.run_id,
+		min(r.completed_at),
+		format('%s records of %s are absent in HubSpot, too many to archive them unasked; see accept_hubspot_absence()',
+			count(*), a.sync_type)
+	FROM @extschema@.sync_absences a
+	JOIN @extschema@.sync_runs r ON r.id = a.run_id
+	WHERE a.verdict = 'gone' AND NOT a.accepted
+		AND r.error_details ->> 'reason' = 'mass_absence'
+	GROUP BY a.connection_id, a.sync_type, a.run_id
+	UNION ALL
+	SELECT 'token', CASE WHEN c.token_expires_at < now() + interval '1 day'
+			THEN 'critical' ELSE 'warning' END,
+		c.connection_id, NULL, NULL, NULL,
+		CASE WHEN c.token_expires_at < now()
+			THEN format('the token of connection %s has expired', c.name)
+			ELSE format('the token of connection %s expires %s', c.name, c.token_expires_at) END
+	FROM @extschema@.sync_connections c
+	WHERE c.token_expires_at < now() + interval '7 days'
+	UNION ALL
+	SELECT 'token_refused', 'critical', n.connection_id, n.sync_type, n.id, n.completed_at,
+		'HubSpot refuses the token'
+	FROM newest n
+	WHERE n.status = 'failed' AND n.error_details ->> 'reason' IN ('auth', 'token_file');
+COMMENT ON VIEW @extschema@.sync_alerts IS 'what needs somebody''s attention now; empty if all is well';
+COMMENT ON COLUMN @extschema@.sync_alerts.alert IS 'stale, failed_run, failed_records, mass_absence, token or token_refused';
+COMMENT ON COLUMN @extschema@.sync_alerts.severity IS 'warning or critical';
+COMMENT ON COLUMN @extschema@.sync_alerts.connection_id IS 'the connection';
+COMMENT ON COLUMN @extschema@.sync_alerts.sync_type IS 'the sync type; null: all';
+COMMENT ON COLUMN @extschema@.sync_alerts.run_id IS 'the run it is about';
+COMMENT ON COLUMN @extschema@.sync_alerts.since IS 'the last good moment, or when the run ended';
+COMMENT ON COLUMN @extschema@.sync_alerts.message IS 'what is the matter';
+
+CREATE VIEW @extschema@.integration_health AS
+	SELECT c.connection_id, c.name AS connection,
+		CASE
+			WHEN NOT l.used THEN 'unused'
+			WHEN a.critical > 0 THEN 'failing'
+			WHEN a.alerts > 0 THEN 'degraded'
+			ELSE 'healthy'
+		END AS status,
+		l.last_success_at, l.under_way, e.open_errors, a.alerts,
+		c.portal_id, c.token_expires_at
+	FROM @extschema@.sync_connections c
+	CROSS JOIN LATERAL (
+		SELECT EXISTS (
+			SELECT FROM @extschema@.sync_runs r WHERE r.connection_id = c.connection_id
+		) AS used,
+		(SELECT max(r.completed_at) FROM @extschema@.sync_runs r
+			WHERE r.connection_id = c.connection_id
+				AND r.status IN ('success', 'partial')) AS last_success_at,
+		(SELECT count(*) FROM @extschema@.sync_run_states r
+			WHERE r.connection_id = c.connection_id
+				AND r.status IN ('pending', 'running') AND NOT r.dead) AS under_way
+	) l
+	CROSS JOIN LATERAL (
+		SELECT count(*) AS open_errors FROM @extschema@.sync_errors x
+		WHERE x.connection_id = c.connection_id AND x.resolved_at IS NULL
+	) e
+	CROSS JOIN LATERAL (
+		SELECT count(*) AS alerts, count(*) FILTER (WHERE x.severity = 'critical') AS critical
+		FROM @extschema@.sync_alerts x WHERE x.connection_id = c.connection_id
+	) a;
+COMMENT ON VIEW @extschema@.integration_health IS 'one row a connection: is all well';
+COMMENT ON COLUMN @extschema@.integration_health.connection_id IS 'the connection';
+COMMENT ON COLUMN @extschema@.integration_health.connection IS 'its name';
+COMMENT ON COLUMN @extschema@.integration_health.status IS 'healthy; degraded: there are warnings; failing: there are critical alerts; unused: no run yet';
+COMMENT ON COLUMN @extschema@.integration_health.last_success_at IS 'end of the latest run that read everything';
+COMMENT ON COLUMN @extschema@.integration_health.under_way IS 'runs pending or running';
+COMMENT ON COLUMN @extschema@.integration_health.open_errors IS 'records that wait in sync_errors';
+COMMENT ON COLUMN @extschema@.integration_health.alerts IS 'rows in sync_alerts';
+COMMENT ON COLUMN @extschema@.integration_health.portal_id IS 'number of the HubSpot account, once it is known';
+COMMENT ON COLUMN @extschema@.integration_health.token_expires_at IS 'when the token stops working, if that is known';
 
 -- ---------------------------------------------------------------------------
 -- Privileges: nobody has any, whatever the database's default privileges say

@@ -53,6 +53,7 @@ typedef enum Endpoint
 	EP_BATCH_READ,
 	EP_OWNERS,
 	EP_PIPELINES,
+	EP_PROPERTIES,
 	EP_ACCOUNT
 } Endpoint;
 
@@ -68,6 +69,7 @@ static const struct
 	[EP_BATCH_READ] = {"/crm/objects/", "/batch/read", HS_BUCKET_BURST},
 	[EP_OWNERS] = {"/crm/owners/", NULL, HS_BUCKET_BURST},
 	[EP_PIPELINES] = {"/crm/pipelines/", "", HS_BUCKET_BURST},
+	[EP_PROPERTIES] = {"/crm/properties/", "", HS_BUCKET_BURST},
 	[EP_ACCOUNT] = {"/account-info/", "/details", HS_BUCKET_BURST},
 };
 
@@ -450,6 +452,28 @@ hs_api_search(HsApi *api, const char *object_type, const HsApiSearch *search)
 	return start_call(api, EP_SEARCH, object_type, "", search_body(search));
 }
 
+/* The body of a batch read. */
+static char *
+batch_body(List *properties, List *with_history, const char *const *ids, int n)
+{
+	StringInfoData body;
+
+	initStringInfo(&body);
+	appendStringInfoString(&body, "{\"properties\":");
+	append_json_names(&body, properties);
+	appendStringInfoString(&body, ",\"propertiesWithHistory\":");
+	append_json_names(&body, with_history);
+	appendStringInfoString(&body, ",\"inputs\":[");
+	for (int i = 0; i < n; i++)
+	{
+		appendStringInfoString(&body, i > 0 ? ",{\"id\":" : "{\"id\":");
+		hs_json_append_string(&body, ids[i]);
+		appendStringInfoChar(&body, '}');
+	}
+	appendStringInfoString(&body, "]}");
+	return body.data;
+}
+
 /*
  * At most HS_API_BATCH_LIMIT records by id.  Missing ones are missing from
  * the results, which come in any order (facts section 4).
@@ -458,22 +482,37 @@ HsApiCall *
 hs_api_batch_read(HsApi *api, const char *object_type, List *properties,
 				  bool archived, const char *const *ids, int n)
 {
-	StringInfoData body;
-
 	Assert(n <= HS_API_BATCH_LIMIT);
-	initStringInfo(&body);
-	appendStringInfoString(&body, "{\"properties\":");
-	append_json_names(&body, properties);
-	appendStringInfoString(&body, ",\"propertiesWithHistory\":[],\"inputs\":[");
-	for (int i = 0; i < n; i++)
-	{
-		appendStringInfoString(&body, i > 0 ? ",{\"id\":" : "{\"id\":");
-		hs_json_append_string(&body, ids[i]);
-		appendStringInfoChar(&body, '}');
-	}
-	appendStringInfoString(&body, "]}");
 	return start_call(api, EP_BATCH_READ, object_type,
-					  archived ? "?archived=true" : "", body.data);
+					  archived ? "?archived=true" : "",
+					  batch_body(properties, NIL, ids, n));
+}
+
+/*
+ * At most HS_API_HISTORY_LIMIT records by id with one property and all the
+ * values it has had.  The limit is stated for lists (facts section 4); that
+ * it holds for batches too is unverified.
+ */
+HsApiCall *
+hs_api_batch_read_history(HsApi *api, const char *object_type,
+						  const char *property, bool archived,
+						  const char *const *ids, int n)
+{
+	List	   *names = list_make1(unconstify(char *, property));
+
+	Assert(n <= HS_API_HISTORY_LIMIT);
+	return start_call(api, EP_BATCH_READ, object_type,
+					  archived ? "?archived=true" : "",
+					  batch_body(names, names, ids, n));
+}
+
+/*
+ * The definitions of all properties of an object type.
+ */
+HsApiCall *
+hs_api_properties(HsApi *api, const char *object_type)
+{
+	return start_call(api, EP_PROPERTIES, object_type, "", NULL);
 }
 
 /*
@@ -683,6 +722,8 @@ judge(HsApi *api, HsApiCall *call)
 	api->stats.bytes_received += r->bytes_received;
 	hs_ratelimit_learn(api->rate_key, r->limit_max, r->limit_interval_ms,
 					   r->limit_remaining);
+	if (r->limit_daily > 0)
+		api->daily_limit = r->limit_daily;
 	if (r->failure != HS_HTTP_OK)
 	{
 		attempt.action = action_for_failure(r->failure);

@@ -28,6 +28,7 @@
 #define HS_API_SEARCH_LIMIT 200
 #define HS_API_BATCH_LIMIT 100
 #define HS_API_OWNERS_LIMIT 500
+#define HS_API_HISTORY_LIMIT 50
 
 typedef struct HsApiStats
 {
@@ -70,6 +71,7 @@ typedef struct HsApi
 	HsTolerance tolerates;		/* for the next call only */
 	HsApiStats	stats;
 	bool		answered;		/* a request has succeeded */
+	long		daily_limit;	/* as stated last; 0: not stated */
 	TimestampTz first_date;		/* HubSpot's clock in the first successful
 								 * answer; 0: it told none */
 	char	   *token;			/* last sent, to keep it out of messages */
@@ -102,6 +104,12 @@ extern HsApiCall *hs_api_search(HsApi *api, const char *object_type,
 extern HsApiCall *hs_api_batch_read(HsApi *api, const char *object_type,
 									List *properties, bool archived,
 									const char *const *ids, int n);
+extern HsApiCall *hs_api_batch_read_history(HsApi *api,
+											const char *object_type,
+											const char *property,
+											bool archived,
+											const char *const *ids, int n);
+extern HsApiCall *hs_api_properties(HsApi *api, const char *object_type);
 extern HsApiCall *hs_api_owners(HsApi *api, bool archived, const char *after);
 extern HsApiCall *hs_api_pipelines(HsApi *api, const char *object_type);
 extern HsApiCall *hs_api_account(HsApi *api);

@@ -22,10 +22,13 @@
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/stratnum.h"
+#include "access/sysattr.h"
 #include "access/table.h"
+#include "access/xlog.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_extension.h"
 #include "catalog/pg_type.h"
+#include "commands/async.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
@@ -49,12 +52,29 @@ typedef enum Statement
 	SQL_KNOWN_TYPES,
 	SQL_CONNECTION,
 	SQL_KNOWN_CONNECTIONS,
+	SQL_CONNECTIONS,
 	SQL_SAVE_PORTAL,
 	SQL_TIMEFRAME,
 	SQL_CHANGED_SETTINGS,
+	SQL_SAVE_TARGET,
+	SQL_DROP_FIELDS,
+	SQL_SAVE_FIELD,
+	SQL_NOTE_REMOVAL,
+	SQL_FORGET_REMOVAL,
+	SQL_REMOVE_SHIPPED_TYPE,
+	SQL_REMOVE_SHIPPED_FIELD,
+	SQL_IS_HOME,
+	SQL_LEAVE_HOME,
+	SQL_SETTLE_HOME,
+	SQL_DUE_TYPES,
 	SQL_INSERT_RUN,
 	SQL_ACTIVE_RUN,
 	SQL_CLOSE_DEAD_RUN,
+	SQL_DEAD_RUNS,
+	SQL_REFUSED_RUN,
+	SQL_RUN_END,
+	SQL_EXPIRE_RUNS,
+	SQL_EXPIRE_ERRORS,
 	SQL_TOUCH_PENDING,
 	SQL_RUN_STATUS,
 	SQL_CANCEL_PENDING,
@@ -66,6 +86,10 @@ typedef enum Statement
 	SQL_STATE,
 	SQL_SAVE_STATE,
 	SQL_RESET_STATE,
+	SQL_SAVE_REFUSAL,
+	SQL_SAVE_SWEEP,
+	SQL_PROPERTIES,
+	SQL_SAVE_PROPERTIES,
 	SQL_DEAD_LETTER,
 	SQL_OPEN_ERRORS,
 	SQL_HAS_OPEN_ERRORS,
@@ -75,15 +99,49 @@ typedef enum Statement
 	SQL_KNOWN_ROWS,
 	SQL_SAVE_ROWS,
 	SQL_FORGET_ROWS,
-	SQL_STATEMENTS
+	SQL_ROWS_IN_RANGE,
+	SQL_ROWS_IN_WIDE_RANGE,
+	SQL_BURIED_ROWS,
+	SQL_COUNT_ROWS,
+	SQL_NOTE_ABSENCES,
+	SQL_HAS_ABSENCES,
+	SQL_DROP_ABSENCES,
+	SQL_ARRIVED_ABSENCES,
+	SQL_CLEAR_ABSENCES,
+	SQL_UNREAD_ABSENCES,
+	SQL_JUDGE_ABSENCES,
+	SQL_COUNT_GONE,
+	SQL_JUDGED_ABSENCES,
+	SQL_REFUSE_ABSENCES,
+	SQL_ACCEPT_ABSENCES,
+	SQL_OWNER_CHANGES,
+	SQL_CLOSE_OWNERS,
+	SQL_OPEN_OWNERS,
+	SQL_NOTE_OWNER_READS,
+	SQL_OWNER_READS,
+	SQL_COUNT_OWNER_READS,
+	SQL_GIVE_UP_OWNER_READS,
+	SQL_DROP_OWNER_READS,
+	SQL_CUT_OWNERS,
+	SQL_TRIM_OWNERS,
+	SQL_ADD_OWNERS,
+	SQL_STATEMENTS,
+	SQL_UNKEPT = SQL_STATEMENTS /* one that is made up each time */
 } Statement;
+
+/* Of archived records, those that may be restored. */
+#define SQL_MAY_COME_BACK \
+	" AND (NOT archived OR" \
+	"  (coalesce(archived_at, synced_at) > now() - interval '91 days'" \
+	"  AND coalesce(archived_reason, '') NOT IN" \
+	"   ('merged', 'gone', 'filtered')))"
 
 static const char *const statements[SQL_STATEMENTS] = {
 	[SQL_SYNC_TYPE] =
 	"SELECT sync_type, source, object_type, target_schema, target_table,"
 	" key_columns::text[], modified_property, created_property, properties,"
 	" delete_policy, extract(epoch FROM full_every)::float8, enabled,"
-	" configured_by"
+	" configured_by, property_set = 'all', filters::text"
 	" FROM @.sync_types WHERE sync_type = $1",
 
 	[SQL_FIELDS] =
@@ -101,6 +159,10 @@ static const char *const statements[SQL_STATEMENTS] = {
 
 	[SQL_KNOWN_CONNECTIONS] =
 	"SELECT string_agg(name, ', ' ORDER BY name) FROM @.sync_connections",
+
+	[SQL_CONNECTIONS] =
+	"SELECT connection_id, name, portal_id"
+	" FROM @.sync_connections ORDER BY name",
 
 	[SQL_SAVE_PORTAL] =
 	"UPDATE @.sync_connections SET portal_id = $2"
@@ -135,8 +197,74 @@ static const char *const statements[SQL_STATEMENTS] = {
 	[SQL_CHANGED_SETTINGS] =
 	"SELECT string_agg(name, ', ' ORDER BY name) FROM pg_settings"
 	" WHERE name LIKE 'hubspot\\_sync.%'"
+	" AND name <> 'hubspot_sync.schedule_time_zone'"
 	" AND (source IN ('session', 'client', 'interactive')"
 	"  OR (NOT $1 AND source IN ('user', 'database user')))",
+
+	[SQL_SAVE_TARGET] =
+	"UPDATE @.sync_types SET target_schema = $2, target_table = $3,"
+	" key_columns = $4::name[], delete_policy = $5, configured_by = $6,"
+	" shipped = false WHERE sync_type = $1",
+
+	[SQL_DROP_FIELDS] =
+	"DELETE FROM @.sync_fields WHERE sync_type = $1"
+	" AND column_name <> ALL ($2::name[])",
+
+	[SQL_SAVE_FIELD] =
+	"INSERT INTO @.sync_fields (sync_type, column_name, property, transform,"
+	" argument, insert_only, configured_by)"
+	" VALUES ($1, $2, $3, $4, $5, $6, $7)"
+	" ON CONFLICT (sync_type, column_name) DO UPDATE SET"
+	" property = excluded.property, transform = excluded.transform,"
+	" argument = excluded.argument, insert_only = excluded.insert_only,"
+	" configured_by = excluded.configured_by, shipped = false",
+
+	[SQL_NOTE_REMOVAL] =
+	"INSERT INTO @.sync_removals (sync_type, column_name) VALUES ($1, $2)",
+
+	[SQL_FORGET_REMOVAL] =
+	"DELETE FROM @.sync_removals WHERE sync_type = $1"
+	" AND column_name IS NOT DISTINCT FROM $2::name",
+
+	[SQL_REMOVE_SHIPPED_TYPE] =
+	"DELETE FROM @.sync_types WHERE sync_type = $1 AND shipped",
+
+	[SQL_REMOVE_SHIPPED_FIELD] =
+	"DELETE FROM @.sync_fields WHERE sync_type = $1 AND column_name = $2"
+	" AND shipped",
+
+	/* A copy has the original's row too; see hs_catalog_is_home(). */
+	[SQL_IS_HOME] =
+	"SELECT count(*) > 0 AND"
+	" bool_and(system_identifier = $1 AND database_oid = $2)"
+	" FROM @.sync_home",
+
+	[SQL_LEAVE_HOME] =
+	"DELETE FROM @.sync_home",
+
+	[SQL_SETTLE_HOME] =
+	"INSERT INTO @.sync_home (system_identifier, database_oid)"
+	" VALUES ($1, $2)",
+
+	/*
+	 * A run that died is followed by another at once, unless the one before
+	 * it died as well.
+	 */
+	[SQL_DUE_TYPES] =
+	"SELECT s.sync_type FROM @.sync_schedules s"
+	" LEFT JOIN LATERAL ("
+	"  SELECT array_agg(l.reason ORDER BY l.created_at DESC) AS reasons FROM ("
+	"   SELECT r.created_at, coalesce(r.error_details->>'reason', '') AS reason"
+	"   FROM @.sync_runs r WHERE r.connection_id = s.connection_id"
+	"   AND r.sync_type = s.sync_type AND r.scope = ''"
+	"   ORDER BY r.created_at DESC LIMIT 2) l) d ON true"
+	" WHERE (s.next_run_at <= clock_timestamp()"
+	"  OR (d.reasons[1] = 'interrupted'"
+	"   AND d.reasons[2] IS DISTINCT FROM 'interrupted'))"
+	" AND NOT EXISTS (SELECT FROM @.sync_runs r"
+	"  WHERE r.connection_id = s.connection_id AND r.sync_type = s.sync_type"
+	"  AND r.status IN ('pending', 'running'))"
+	" ORDER BY s.sync_type",
 
 	[SQL_INSERT_RUN] =
 	"INSERT INTO @.sync_runs (id, connection_id, sync_type, direction, mode,"
@@ -161,6 +289,58 @@ static const char *const statements[SQL_STATEMENTS] = {
 	" '{\"reason\": \"interrupted\","
 	" \"message\": \"the run''s process ended before the run did\"}'"
 	" WHERE id = $1 AND status IN ('pending', 'running')",
+
+	[SQL_DEAD_RUNS] =
+	"SELECT id FROM @.sync_run_states WHERE dead",
+
+	/* A request of the launcher's that could not even become a run. */
+	[SQL_REFUSED_RUN] =
+	"INSERT INTO @.sync_runs (id, connection_id, sync_type, direction, mode,"
+	" status, requested_by, trigger_source, created_at, updated_at,"
+	" completed_at, lock_key, error_details)"
+	" SELECT gen_random_uuid(), c.connection_id, $2, 'pull', 'auto', 'failed',"
+	" $3, 'launcher', clock_timestamp(), clock_timestamp(),"
+	" clock_timestamp(), 0, jsonb_strip_nulls(jsonb_build_object("
+	" 'reason', 'configuration', 'message', $4, 'detail', $5, 'hint', $6,"
+	" 'sqlstate', $7))"
+	" FROM @.sync_connections c WHERE c.name = $1 RETURNING id",
+
+	/*
+	 * What listeners are told: ids and counts.  Nothing where a listener that
+	 * does not listen has filled the queue: then a commit would fail.
+	 */
+	[SQL_RUN_END] =
+	"SELECT json_build_object('run_id', id, 'connection_id', connection_id,"
+	" 'sync_type', sync_type, 'status', status,"
+	" 'records_processed', records_processed,"
+	" 'records_failed', records_failed, 'records_changed', records_changed,"
+	" 'records_archived', records_archived)::text"
+	" FROM @.sync_runs WHERE id = $1 AND pg_notification_queue_usage() < 0.9",
+
+	/*
+	 * What stays, however old it is: the latest completed run and the latest
+	 * checkpoint.
+	 */
+	[SQL_EXPIRE_RUNS] =
+	"DELETE FROM @.sync_runs WHERE id IN (SELECT r.id FROM @.sync_runs r"
+	" WHERE r.connection_id = $1 AND r.sync_type = $2"
+	" AND r.created_at < clock_timestamp() - make_interval(secs => $3)"
+	" AND r.status NOT IN ('pending', 'running')"
+	" AND r.completed_at < clock_timestamp() - make_interval(secs => $3)"
+	" AND r.id IS DISTINCT FROM (SELECT n.id FROM @.sync_runs n"
+	"  WHERE n.connection_id = $1 AND n.sync_type = $2 AND n.scope = ''"
+	"  AND n.status IN ('success', 'partial')"
+	"  ORDER BY n.created_at DESC LIMIT 1)"
+	" AND r.id IS DISTINCT FROM (SELECT n.id FROM @.sync_runs n"
+	"  WHERE n.connection_id = $1 AND n.sync_type = $2"
+	"  AND n.checkpoint IS NOT NULL ORDER BY n.created_at DESC LIMIT 1)"
+	" ORDER BY r.created_at LIMIT 1000)",
+
+	[SQL_EXPIRE_ERRORS] =
+	"DELETE FROM @.sync_errors WHERE id IN (SELECT id FROM @.sync_errors"
+	" WHERE connection_id = $1 AND sync_type = $2"
+	" AND resolved_at < clock_timestamp() - make_interval(secs => $3)"
+	" LIMIT 1000)",
 
 	[SQL_TOUCH_PENDING] =
 	"UPDATE @.sync_runs SET updated_at = clock_timestamp()"
@@ -226,7 +406,7 @@ static const char *const statements[SQL_STATEMENTS] = {
 
 	[SQL_STATE] =
 	"SELECT synced_until, last_full_at, last_full_mapping, last_deep_at,"
-	" deep_until"
+	" deep_until, last_refused_at, last_sweep_at, sweep_after, sweep_last_id"
 	" FROM @.sync_state WHERE connection_id = $1 AND sync_type = $2",
 
 	[SQL_SAVE_STATE] =
@@ -241,6 +421,7 @@ static const char *const statements[SQL_STATEMENTS] = {
 	"  ELSE greatest(s.synced_until, excluded.synced_until) END,"
 	" deep_until = coalesce(excluded.deep_until, s.deep_until),"
 	" last_full_at = coalesce(excluded.last_full_at, s.last_full_at),"
+	" last_refused_at = CASE WHEN $4 THEN NULL ELSE s.last_refused_at END,"
 	" last_full_mapping ="
 	"  coalesce(excluded.last_full_mapping, s.last_full_mapping),"
 	" last_deep_at = coalesce(excluded.last_deep_at, s.last_deep_at)",
@@ -249,6 +430,26 @@ static const char *const statements[SQL_STATEMENTS] = {
 	"UPDATE @.sync_state SET synced_until = NULL, last_full_at = NULL,"
 	" last_deep_at = NULL, deep_until = NULL"
 	" WHERE connection_id = $1 AND sync_type = $2",
+
+	[SQL_SAVE_REFUSAL] =
+	"UPDATE @.sync_state SET last_refused_at = clock_timestamp()"
+	" WHERE connection_id = $1 AND sync_type = $2",
+
+	[SQL_SAVE_SWEEP] =
+	"UPDATE @.sync_state SET last_sweep_at = clock_timestamp(),"
+	" sweep_after = $3, sweep_last_id = $4"
+	" WHERE connection_id = $1 AND sync_type = $2",
+
+	[SQL_PROPERTIES] =
+	"SELECT properties FROM @.sync_properties"
+	" WHERE connection_id = $1 AND object_type = $2"
+	" AND read_at > clock_timestamp() - make_interval(secs => $3)",
+
+	[SQL_SAVE_PROPERTIES] =
+	"INSERT INTO @.sync_properties (connection_id, object_type, properties,"
+	" read_at) VALUES ($1, $2, $3, clock_timestamp())"
+	" ON CONFLICT (connection_id, object_type) DO UPDATE SET"
+	" properties = excluded.properties, read_at = excluded.read_at",
 
 	[SQL_DEAD_LETTER] =
 	"INSERT INTO @.sync_errors AS e (run_id, connection_id, sync_type,"
@@ -291,34 +492,223 @@ static const char *const statements[SQL_STATEMENTS] = {
 	" WHERE connection_id = $1 AND sync_type = $2 AND resolved_at IS NULL"
 	" AND category IN ('no_id', 'invalid_id') AND last_seen < $3",
 
+	/* The outer join has the ids looked up, not the rows walked. */
 	[SQL_KNOWN_ROWS] =
-	"SELECT i.ord::int4, r.hubspot_updated_at, r.archived"
+	"SELECT i.ord::int4, r.hubspot_updated_at, r.archived, r.merged_into,"
+	" r.record_id IS NOT NULL, r.archived_reason"
 	" FROM unnest($3::text[]) WITH ORDINALITY AS i(id, ord)"
-	" JOIN @.sync_rows r ON r.connection_id = $1 AND r.sync_type = $2"
+	" LEFT JOIN @.sync_rows r ON r.connection_id = $1 AND r.sync_type = $2"
 	" AND r.record_id = i.id",
 
-	/* Joined first: ON CONFLICT alone writes even where nothing changed. */
+	/*
+	 * Joined first: ON CONFLICT alone writes even where nothing changed.  A
+	 * record that was only found missing brings no time of change.
+	 */
 	[SQL_SAVE_ROWS] =
 	"INSERT INTO @.sync_rows (connection_id, sync_type, record_id,"
-	" hubspot_updated_at, archived, archived_at, synced_at)"
-	" SELECT $1, $2, i.id, i.updated::timestamptz, i.archived::boolean,"
-	" i.archived_at::timestamptz, clock_timestamp()"
-	" FROM unnest($3::text[], $4::text[], $5::text[], $6::text[])"
-	" AS i(id, updated, archived, archived_at)"
+	" hubspot_updated_at, archived, archived_at, archived_reason,"
+	" merged_into, synced_at)"
+	" SELECT $1, $2, i.id,"
+	" coalesce(i.updated::timestamptz, r.hubspot_updated_at),"
+	" i.archived::boolean, i.archived_at::timestamptz, i.reason, i.survivor,"
+	" clock_timestamp()"
+	" FROM unnest($3::text[], $4::text[], $5::text[], $6::text[], $7::text[],"
+	" $8::text[]) AS i(id, updated, archived, archived_at, reason, survivor)"
 	" LEFT JOIN @.sync_rows r ON r.connection_id = $1 AND r.sync_type = $2"
 	" AND r.record_id = i.id"
 	" WHERE r.record_id IS NULL"
-	" OR r.hubspot_updated_at IS DISTINCT FROM i.updated::timestamptz"
+	" OR r.hubspot_updated_at IS DISTINCT FROM"
+	"  coalesce(i.updated::timestamptz, r.hubspot_updated_at)"
 	" OR r.archived IS DISTINCT FROM i.archived::boolean"
 	" OR r.archived_at IS DISTINCT FROM i.archived_at::timestamptz"
+	" OR r.archived_reason IS DISTINCT FROM i.reason"
+	" OR r.merged_into IS DISTINCT FROM i.survivor"
 	" ON CONFLICT (connection_id, sync_type, record_id) DO UPDATE SET"
 	" hubspot_updated_at = excluded.hubspot_updated_at,"
 	" archived = excluded.archived, archived_at = excluded.archived_at,"
-	" synced_at = excluded.synced_at",
+	" archived_reason = excluded.archived_reason,"
+	" merged_into = excluded.merged_into, synced_at = excluded.synced_at",
 
 	[SQL_FORGET_ROWS] =
 	"DELETE FROM @.sync_rows WHERE connection_id = $1 AND sync_type = $2"
 	" AND record_id = ANY ($3)",
+
+	/*
+	 * Of ids with one number of digits text and numbers have one order, so
+	 * that the index serves.  What was archived long ago, merged or left out
+	 * by a filter cannot come back.
+	 */
+	[SQL_ROWS_IN_RANGE] =
+	"SELECT record_id FROM @.sync_rows"
+	" WHERE connection_id = $1 AND sync_type = $2"
+	" AND record_id >= $3 AND record_id <= $4"
+	" AND length(record_id) = length($3) AND archived = $5"
+	SQL_MAY_COME_BACK,
+
+	/* The same for two ids of any length; reads all of the type. */
+	[SQL_ROWS_IN_WIDE_RANGE] =
+	"SELECT record_id FROM @.sync_rows"
+	" WHERE connection_id = $1 AND sync_type = $2"
+	" AND (length(record_id), record_id)"
+	"  BETWEEN (length($3), $3) AND (length($4), $4)"
+	" AND archived = $5"
+	SQL_MAY_COME_BACK,
+
+	[SQL_BURIED_ROWS] =
+	"SELECT record_id FROM @.sync_rows"
+	" WHERE connection_id = $1 AND sync_type = $2 AND record_id = ANY ($3)"
+	" AND archived AND archived_reason IN ('gone', 'merged')",
+
+	[SQL_COUNT_ROWS] =
+	"SELECT count(*)::float8 FROM @.sync_rows"
+	" WHERE connection_id = $1 AND sync_type = $2 AND NOT archived",
+
+	[SQL_NOTE_ABSENCES] =
+	"INSERT INTO @.sync_absences AS a (connection_id, sync_type, record_id,"
+	" run_id, origin, merged_into)"
+	" SELECT DISTINCT ON (i.id) $1, $2, i.id, $3, $4, i.survivor"
+	" FROM unnest($5::text[], $6::text[]) AS i(id, survivor)"
+	" ON CONFLICT (connection_id, sync_type, record_id) DO UPDATE SET"
+	" run_id = excluded.run_id, verdict = NULL,"
+	" origin = CASE WHEN a.origin = 'merge' THEN a.origin"
+	"  ELSE excluded.origin END,"
+	" merged_into = coalesce(excluded.merged_into, a.merged_into)",
+
+	[SQL_HAS_ABSENCES] =
+	"SELECT EXISTS (SELECT FROM @.sync_absences"
+	" WHERE connection_id = $1 AND sync_type = $2)",
+
+	[SQL_DROP_ABSENCES] =
+	"DELETE FROM @.sync_absences WHERE connection_id = $1"
+	" AND sync_type = $2 AND record_id = ANY ($3)",
+
+	[SQL_ARRIVED_ABSENCES] =
+	"DELETE FROM @.sync_absences WHERE connection_id = $1"
+	" AND sync_type = $2 AND record_id = ANY ($3) AND origin <> 'merge'",
+
+	[SQL_CLEAR_ABSENCES] =
+	"DELETE FROM @.sync_absences WHERE connection_id = $1"
+	" AND sync_type = $2 AND origin = 'list' AND NOT accepted",
+
+	/* $3: the run is a full walk, whose own findings count too. */
+	[SQL_UNREAD_ABSENCES] =
+	"SELECT record_id, origin, merged_into FROM @.sync_absences"
+	" WHERE connection_id = $1 AND sync_type = $2 AND verdict IS NULL"
+	" AND ($3 OR origin <> 'list' OR accepted)"
+	" ORDER BY record_id LIMIT $4",
+
+	/* Looked up by array: an array joined might be looped over. */
+	[SQL_JUDGE_ABSENCES] =
+	"UPDATE @.sync_absences SET run_id = $3,"
+	" verdict = $5[array_position($4, record_id)],"
+	" merged_into = $6[array_position($4, record_id)]"
+	" WHERE connection_id = $1 AND sync_type = $2 AND record_id = ANY ($4)",
+
+	[SQL_COUNT_GONE] =
+	"SELECT count(*)::float8 FROM @.sync_absences WHERE connection_id = $1"
+	" AND sync_type = $2 AND verdict = 'gone' AND NOT accepted"
+	" AND origin = CASE WHEN $3 THEN 'list' ELSE 'archive' END",
+
+	/* $4, $5: what was not accepted of lists is too much to be believed. */
+	[SQL_JUDGED_ABSENCES] =
+	"SELECT record_id, verdict, merged_into FROM @.sync_absences"
+	" WHERE connection_id = $1 AND sync_type = $2 AND verdict IS NOT NULL"
+	" AND ($3 OR origin <> 'list' OR accepted)"
+	" AND (verdict <> 'gone' OR accepted OR CASE origin WHEN 'archive'"
+	"  THEN NOT $5 ELSE NOT $4 END)"
+	" ORDER BY record_id LIMIT $6",
+
+	[SQL_REFUSE_ABSENCES] =
+	"UPDATE @.sync_absences SET run_id = $3 WHERE connection_id = $1"
+	" AND sync_type = $2 AND verdict = 'gone' AND NOT accepted"
+	" AND origin = 'list' AND run_id <> $3",
+
+	[SQL_ACCEPT_ABSENCES] =
+	"UPDATE @.sync_absences SET accepted = true, verdict = NULL"
+	" WHERE run_id = $1 AND verdict = 'gone' AND origin = 'list'"
+	" AND NOT accepted",
+
+	/*
+	 * The contacts whose owner is not the one noted last.  What a search
+	 * ($5) brings that is older than that note says nothing new.  The order
+	 * is the primary key's, lest another index be walked for it.
+	 */
+	[SQL_OWNER_CHANGES] =
+	"SELECT i.id, i.owner, greatest(i.changed, coalesce(h.valid_to,"
+	" h.valid_from + interval '1 microsecond'))::text,"
+	" h.valid_from IS NOT NULL, h.valid_from IS NOT NULL"
+	"  AND h.valid_to IS NULL"
+	" FROM (SELECT u.id, u.owner,"
+	"  coalesce(u.changed::timestamptz, clock_timestamp()) AS changed"
+	"  FROM unnest($2::text[], $3::text[], $4::text[])"
+	"  AS u(id, owner, changed)) i"
+	" LEFT JOIN LATERAL (SELECT o.owner_id, o.valid_from, o.valid_to"
+	"  FROM @.contact_owner_history o"
+	"  WHERE o.connection_id = $1 AND o.hubspot_contact_id = i.id"
+	"  ORDER BY o.hubspot_contact_id DESC, o.valid_from DESC LIMIT 1) h"
+	" ON true"
+	" WHERE CASE WHEN h.valid_to IS NULL THEN h.owner_id END"
+	"  IS DISTINCT FROM i.owner"
+	" AND (NOT $5"
+	"  OR (i.changed >= coalesce(h.valid_to, h.valid_from)) IS NOT FALSE)",
+
+	[SQL_CLOSE_OWNERS] =
+	"UPDATE @.contact_owner_history SET valid_to = greatest("
+	" $3[array_position($2, hubspot_contact_id)]::timestamptz,"
+	" valid_from + interval '1 microsecond')"
+	" WHERE connection_id = $1 AND hubspot_contact_id = ANY ($2)"
+	" AND valid_to IS NULL",
+
+	[SQL_OPEN_OWNERS] =
+	"INSERT INTO @.contact_owner_history (connection_id, hubspot_contact_id,"
+	" owner_id, valid_from)"
+	" SELECT $1, i.id, i.owner, i.at::timestamptz"
+	" FROM unnest($2::text[], $3::text[], $4::text[]) AS i(id, at, owner)"
+	" WHERE i.owner IS NOT NULL",
+
+	[SQL_NOTE_OWNER_READS] =
+	"INSERT INTO @.sync_owner_reads AS o (connection_id, hubspot_contact_id,"
+	" urgent) SELECT $1, i.id, $3 FROM unnest($2::text[]) AS i(id)"
+	" ON CONFLICT (connection_id, hubspot_contact_id)"
+	" DO UPDATE SET urgent = o.urgent OR excluded.urgent, attempts = 0",
+
+	[SQL_OWNER_READS] =
+	"SELECT hubspot_contact_id FROM @.sync_owner_reads"
+	" WHERE connection_id = $1 AND hubspot_contact_id > $2 AND urgent = $3"
+	" ORDER BY hubspot_contact_id LIMIT $4",
+
+	[SQL_COUNT_OWNER_READS] =
+	"UPDATE @.sync_owner_reads SET attempts = attempts + 1"
+	" WHERE connection_id = $1 AND hubspot_contact_id = ANY ($2)",
+
+	[SQL_GIVE_UP_OWNER_READS] =
+	"DELETE FROM @.sync_owner_reads WHERE connection_id = $1"
+	" AND hubspot_contact_id = ANY ($2) AND attempts >= 5",
+
+	[SQL_DROP_OWNER_READS] =
+	"DELETE FROM @.sync_owner_reads WHERE connection_id = $1"
+	" AND hubspot_contact_id = ANY ($2)",
+
+	/* $2, $3: contacts and the beginning of what is known of them exactly. */
+	[SQL_CUT_OWNERS] =
+	"DELETE FROM @.contact_owner_history"
+	" WHERE connection_id = $1 AND hubspot_contact_id = ANY ($2)"
+	" AND valid_from >="
+	" $3[array_position($2, hubspot_contact_id)]::timestamptz",
+
+	[SQL_TRIM_OWNERS] =
+	"UPDATE @.contact_owner_history SET valid_to ="
+	" $3[array_position($2, hubspot_contact_id)]::timestamptz"
+	" WHERE connection_id = $1 AND hubspot_contact_id = ANY ($2)"
+	" AND (valid_to IS NULL OR valid_to >"
+	"  $3[array_position($2, hubspot_contact_id)]::timestamptz)",
+
+	[SQL_ADD_OWNERS] =
+	"INSERT INTO @.contact_owner_history (connection_id, hubspot_contact_id,"
+	" owner_id, valid_from, valid_to)"
+	" SELECT $1, i.id, i.owner, i.since::timestamptz, i.until::timestamptz"
+	" FROM unnest($2::text[], $3::text[], $4::text[], $5::text[])"
+	" AS i(id, owner, since, until)",
 };
 
 #define MAX_ARGUMENTS 12
@@ -418,14 +808,15 @@ forget_old_plans(const HsExtension *extension)
 /*
  * Makes plans look rows up by index, until the GUC nest level ends.  A page
  * meets a table of any size, whose statistics lag far behind during a first
- * load; the planner would read the whole table for every page.
+ * load; the planner would read the whole table for every page.  What it is
+ * left with may look expensive enough for compilation, which it never is.
  */
 void
 hs_catalog_plan_by_index(void)
 {
 	static const char *const methods[] = {
 		"enable_seqscan", "enable_bitmapscan", "enable_hashjoin",
-		"enable_mergejoin", "enable_material"
+		"enable_mergejoin", "enable_material", "jit"
 	};
 
 	for (size_t i = 0; i < lengthof(methods); i++)
@@ -619,6 +1010,15 @@ int_column(uint64 row, int number)
 	return isnull ? 0 : DatumGetInt32(value);
 }
 
+static int64
+int64_column(uint64 row, int number)
+{
+	bool		isnull;
+	Datum		value = column(row, number, &isnull);
+
+	return isnull ? 0 : DatumGetInt64(value);
+}
+
 static bool
 bool_column(uint64 row, int number)
 {
@@ -716,6 +1116,33 @@ run_for_text(Call *call)
 	return result;
 }
 
+/* The first column of all rows as a list of char *; ends the statement. */
+static List *
+run_for_list(Call *call)
+{
+	List	   *list = NIL;
+	uint64		rows = run_call(call);
+	MemoryContext old = MemoryContextSwitchTo(call->caller_context);
+
+	for (uint64 i = 0; i < rows; i++)
+		list = lappend(list, text_column(call, i, 1));
+	MemoryContextSwitchTo(old);
+	end_call(call);
+	return list;
+}
+
+/* A count that a statement returns as float8; ends the statement. */
+static double
+run_for_count(Call *call)
+{
+	double		count;
+
+	run_call(call);
+	count = float_column(0, 1);
+	end_call(call);
+	return count;
+}
+
 /* Runs a statement whose result nobody needs but the number of rows. */
 static uint64
 run_and_end(Call *call)
@@ -792,6 +1219,8 @@ hs_catalog_sync_type(const char *name)
 		type->enabled = bool_column(0, 12);
 		if (who != NULL)
 			type->configured_by = list_make1(who);
+		type->all_properties = bool_column(0, 14);
+		type->filters = text_column(&call, 0, 15);
 		MemoryContextSwitchTo(old);
 	}
 	end_call(&call);
@@ -993,7 +1422,104 @@ hs_catalog_close_dead_run(const pg_uuid_t *id)
 
 	begin_call(&call, SQL_CLOSE_DEAD_RUN);
 	push_uuid(&call, id);
-	run_and_end(&call);
+	if (run_and_end(&call) > 0)
+		hs_catalog_announce_end(id);
+}
+
+/*
+ * Closes the entries of all runs whose process is gone and returns how many
+ * there were.
+ */
+int
+hs_catalog_close_dead_runs(void)
+{
+	Call		call;
+	List	   *ids = NIL;
+	uint64		rows;
+	ListCell   *lc;
+
+	begin_call(&call, SQL_DEAD_RUNS);
+	rows = run_call(&call);
+	for (uint64 i = 0; i < rows; i++)
+	{
+		MemoryContext old = MemoryContextSwitchTo(call.caller_context);
+		pg_uuid_t  *id = palloc(sizeof(pg_uuid_t));
+
+		*id = uuid_column(i, 1);
+		ids = lappend(ids, id);
+		MemoryContextSwitchTo(old);
+	}
+	end_call(&call);
+	foreach(lc, ids)
+		hs_catalog_close_dead_run(lfirst(lc));
+	return list_length(ids);
+}
+
+/*
+ * Adds the entry of a request that could not become a run, so that somebody
+ * sees it.
+ */
+void
+hs_catalog_refused_run(const char *connection, const char *sync_type,
+					   const char *requested_by, const ErrorData *error)
+{
+	Call		call;
+	pg_uuid_t	id;
+	bool		added;
+
+	begin_call(&call, SQL_REFUSED_RUN);
+	push_text(&call, connection);
+	push_text(&call, sync_type);
+	push_text(&call, requested_by);
+	push_text(&call, error->message);
+	push_text(&call, error->detail);
+	push_text(&call, error->hint);
+	push_text(&call, unpack_sql_state(error->sqlerrcode));
+	added = run_call(&call) > 0;
+	if (added)
+		id = uuid_column(0, 1);
+	end_call(&call);
+	if (added)
+		hs_catalog_announce_end(&id);
+}
+
+/*
+ * Tells the listeners of channel hubspot_sync that a run has ended, once the
+ * transaction commits.
+ */
+void
+hs_catalog_announce_end(const pg_uuid_t *id)
+{
+	Call		call;
+	char	   *payload;
+
+	begin_call(&call, SQL_RUN_END);
+	push_uuid(&call, id);
+	payload = run_for_text(&call);
+	if (payload != NULL)
+		Async_Notify(HS_EXTENSION_NAME, payload);
+}
+
+/*
+ * Deletes what is older than the log's retention: ended runs of a type and
+ * its closed errors, a bounded number of each.
+ */
+void
+hs_catalog_expire(const pg_uuid_t *connection_id, const char *sync_type,
+				  double retention_s)
+{
+	static const Statement expiring[] = {SQL_EXPIRE_RUNS, SQL_EXPIRE_ERRORS};
+
+	for (size_t i = 0; i < lengthof(expiring); i++)
+	{
+		Call		call;
+
+		begin_call(&call, expiring[i]);
+		push_uuid(&call, connection_id);
+		push_text(&call, sync_type);
+		push(&call, FLOAT8OID, Float8GetDatum(retention_s), false);
+		run_and_end(&call);
+	}
 }
 
 /*
@@ -1049,7 +1575,10 @@ hs_catalog_cancel_pending(const pg_uuid_t *id)
 
 	begin_call(&call, SQL_CANCEL_PENDING);
 	push_uuid(&call, id);
-	return run_and_end(&call) > 0;
+	if (run_and_end(&call) == 0)
+		return false;
+	hs_catalog_announce_end(id);
+	return true;
 }
 
 /* ------------------------------------------------------------------------
@@ -1179,7 +1708,8 @@ hs_catalog_finish_run(const pg_uuid_t *id, const char *status,
 	push_counters(&call, counters);
 	push_text(&call, status);
 	push_text(&call, error_details);
-	run_and_end(&call);
+	if (run_and_end(&call) > 0)
+		hs_catalog_announce_end(id);
 }
 
 /*
@@ -1202,6 +1732,10 @@ hs_catalog_state(const pg_uuid_t *connection_id, const char *sync_type,
 		state->last_full_mapping = text_column(&call, 0, 3);
 		state->last_deep_at = time_column(0, 4);
 		state->deep_until = time_column(0, 5);
+		state->last_refused_at = time_column(0, 6);
+		state->last_sweep_at = time_column(0, 7);
+		state->sweep_after = text_column(&call, 0, 8);
+		state->sweep_last_id = int64_column(0, 9);
 	}
 	end_call(&call);
 }
@@ -1280,24 +1814,13 @@ hs_catalog_open_errors(const pg_uuid_t *connection_id, const char *sync_type,
 					   int max_attempts, int limit)
 {
 	Call		call;
-	List	   *ids = NIL;
-	uint64		rows;
 
 	begin_call(&call, SQL_OPEN_ERRORS);
 	push_uuid(&call, connection_id);
 	push_text(&call, sync_type);
 	push_int(&call, max_attempts);
 	push_int(&call, limit);
-	rows = run_call(&call);
-	for (uint64 i = 0; i < rows; i++)
-	{
-		MemoryContext old = MemoryContextSwitchTo(call.caller_context);
-
-		ids = lappend(ids, text_column(&call, i, 1));
-		MemoryContextSwitchTo(old);
-	}
-	end_call(&call);
-	return ids;
+	return run_for_list(&call);
 }
 
 /*
@@ -1396,32 +1919,33 @@ hs_catalog_known_rows(const pg_uuid_t *connection_id, const char *sync_type,
 	{
 		HsKnownRow *row = &rows[int_column(i, 1) - 1];
 
-		row->found = true;
+		row->found = bool_column(i, 5);
+		row->reason = text_column(&call, i, 6);
 		row->updated_at = time_column(i, 2);
 		row->archived = bool_column(i, 3);
+		row->merged_into = text_column(&call, i, 4);
 	}
 	end_call(&call);
 }
 
 /*
- * Saves what is known of records, writing only rows that differ.  The arrays
- * are parallel and hold text that PostgreSQL reads as timestamptz or boolean.
+ * Saves what is known of records, writing only rows that differ.
  */
 void
 hs_catalog_save_rows(const pg_uuid_t *connection_id, const char *sync_type,
-					 const char *const *ids, const char *const *updated,
-					 const char *const *archived,
-					 const char *const *archived_at, int n)
+					 const HsRowNotes *notes)
 {
 	Call		call;
 
 	begin_call(&call, SQL_SAVE_ROWS);
 	push_uuid(&call, connection_id);
 	push_text(&call, sync_type);
-	push_texts(&call, ids, n);
-	push_texts(&call, updated, n);
-	push_texts(&call, archived, n);
-	push_texts(&call, archived_at, n);
+	push_texts(&call, notes->ids, notes->n);
+	push_texts(&call, notes->updated, notes->n);
+	push_texts(&call, notes->archived, notes->n);
+	push_texts(&call, notes->archived_at, notes->n);
+	push_texts(&call, notes->reason, notes->n);
+	push_texts(&call, notes->merged_into, notes->n);
 	run_and_end(&call);
 }
 
@@ -1433,4 +1957,757 @@ hs_catalog_forget_rows(const pg_uuid_t *connection_id, const char *sync_type,
 					   const char *const *ids, int n)
 {
 	run_on_records(SQL_FORGET_ROWS, connection_id, sync_type, ids, n);
+}
+
+/* ------------------------------------------------------------------------
+ * Absences: rows whose record was not where it should have been
+ * ------------------------------------------------------------------------
+ */
+
+/* Begins a statement whose first arguments are a connection and a type. */
+static void
+begin_type_call(Call *call, Statement statement,
+				const pg_uuid_t *connection_id, const char *sync_type)
+{
+	begin_call(call, statement);
+	push_uuid(call, connection_id);
+	push_text(call, sync_type);
+}
+
+/*
+ * The ids (char *) in sync_rows from `low` to `high`: of live records, or of
+ * archived ones that may come back.
+ */
+List *
+hs_catalog_rows_in_range(const pg_uuid_t *connection_id,
+						 const char *sync_type, const char *low,
+						 const char *high, bool archived)
+{
+	Call		call;
+
+	begin_type_call(&call, strlen(low) == strlen(high) ? SQL_ROWS_IN_RANGE
+					: SQL_ROWS_IN_WIDE_RANGE,
+					connection_id, sync_type);
+	push_text(&call, low);
+	push_text(&call, high);
+	push_bool(&call, archived);
+	return run_for_list(&call);
+}
+
+/*
+ * Those of the records (char *) that sync_rows says are gone or merged away.
+ */
+List *
+hs_catalog_buried_rows(const pg_uuid_t *connection_id, const char *sync_type,
+					   const char *const *ids, int n)
+{
+	Call		call;
+
+	begin_type_call(&call, SQL_BURIED_ROWS, connection_id, sync_type);
+	push_texts(&call, ids, n);
+	return run_for_list(&call);
+}
+
+/*
+ * How many live records sync_rows knows.
+ */
+double
+hs_catalog_count_rows(const pg_uuid_t *connection_id, const char *sync_type)
+{
+	Call		call;
+
+	begin_type_call(&call, SQL_COUNT_ROWS, connection_id, sync_type);
+	return run_for_count(&call);
+}
+
+/*
+ * Notes records to be read one by one, and, parallel to them, which record
+ * says that they were merged into it (NULL: none).
+ */
+void
+hs_catalog_note_absences(const pg_uuid_t *connection_id,
+						 const char *sync_type, const pg_uuid_t *run_id,
+						 const char *origin, const char *const *ids,
+						 const char *const *survivors, int n)
+{
+	Call		call;
+
+	if (n == 0)
+		return;
+	begin_type_call(&call, SQL_NOTE_ABSENCES, connection_id, sync_type);
+	push_uuid(&call, run_id);
+	push_text(&call, origin);
+	push_texts(&call, ids, n);
+	push_texts(&call, survivors, n);
+	run_and_end(&call);
+}
+
+/*
+ * Whether records of the type are noted.
+ */
+bool
+hs_catalog_has_absences(const pg_uuid_t *connection_id, const char *sync_type)
+{
+	Call		call;
+	bool		result;
+
+	begin_type_call(&call, SQL_HAS_ABSENCES, connection_id, sync_type);
+	run_call(&call);
+	result = bool_column(0, 1);
+	end_call(&call);
+	return result;
+}
+
+/*
+ * Forgets records that were noted: they have turned up, or are settled.
+ */
+void
+hs_catalog_drop_absences(const pg_uuid_t *connection_id,
+						 const char *sync_type, const char *const *ids, int n)
+{
+	run_on_records(SQL_DROP_ABSENCES, connection_id, sync_type, ids, n);
+}
+
+/*
+ * Forgets noted records that have turned up where they should be; what others
+ * say about merges is still to be looked at.
+ */
+void
+hs_catalog_arrived_absences(const pg_uuid_t *connection_id,
+							const char *sync_type, const char *const *ids,
+							int n)
+{
+	run_on_records(SQL_ARRIVED_ABSENCES, connection_id, sync_type, ids, n);
+}
+
+/*
+ * Forgets what earlier walks over the list have missed and nobody accepted.
+ */
+void
+hs_catalog_clear_absences(const pg_uuid_t *connection_id,
+						  const char *sync_type)
+{
+	Call		call;
+
+	begin_type_call(&call, SQL_CLEAR_ABSENCES, connection_id, sync_type);
+	run_and_end(&call);
+}
+
+/* Reads id, origin or verdict, and survivor; ends the statement. */
+static List *
+run_for_absences(Call *call)
+{
+	List	   *list = NIL;
+	uint64		rows = run_call(call);
+	MemoryContext old = MemoryContextSwitchTo(call->caller_context);
+
+	for (uint64 i = 0; i < rows; i++)
+	{
+		HsAbsence  *absence = palloc(sizeof(HsAbsence));
+
+		absence->record_id = text_column(call, i, 1);
+		absence->kind = text_column(call, i, 2);
+		absence->merged_into = text_column(call, i, 3);
+		list = lappend(list, absence);
+	}
+	MemoryContextSwitchTo(old);
+	end_call(call);
+	return list;
+}
+
+/*
+ * At most `limit` of the noted records that are still to be read, as
+ * HsAbsence *; `full`: those that the list did not have, too.
+ */
+List *
+hs_catalog_unread_absences(const pg_uuid_t *connection_id,
+						   const char *sync_type, bool full, int limit)
+{
+	Call		call;
+
+	begin_type_call(&call, SQL_UNREAD_ABSENCES, connection_id, sync_type);
+	push_bool(&call, full);
+	push_int(&call, limit);
+	return run_for_absences(&call);
+}
+
+/*
+ * Writes down what reading noted records has said.  The arrays are parallel.
+ */
+void
+hs_catalog_judge_absences(const pg_uuid_t *connection_id,
+						  const char *sync_type, const pg_uuid_t *run_id,
+						  const char *const *ids, const char *const *verdicts,
+						  const char *const *survivors, int n)
+{
+	Call		call;
+
+	if (n == 0)
+		return;
+	begin_type_call(&call, SQL_JUDGE_ABSENCES, connection_id, sync_type);
+	push_uuid(&call, run_id);
+	push_texts(&call, ids, n);
+	push_texts(&call, verdicts, n);
+	push_texts(&call, survivors, n);
+	run_and_end(&call);
+}
+
+/*
+ * How many records are gone without anybody having accepted it: of those that
+ * the list of live ones has missed, or that of archived ones.
+ */
+double
+hs_catalog_count_gone(const pg_uuid_t *connection_id, const char *sync_type,
+					  bool live)
+{
+	Call		call;
+
+	begin_type_call(&call, SQL_COUNT_GONE, connection_id, sync_type);
+	push_bool(&call, live);
+	return run_for_count(&call);
+}
+
+/*
+ * At most `limit` of the records that may be marked, as HsAbsence *.
+ * `refused`: not those that are gone without anybody having accepted it;
+ * `bin_refused`: nor archived ones that are.
+ */
+List *
+hs_catalog_judged_absences(const pg_uuid_t *connection_id,
+						   const char *sync_type, bool full, bool refused,
+						   bool bin_refused, int limit)
+{
+	Call		call;
+
+	begin_type_call(&call, SQL_JUDGED_ABSENCES, connection_id, sync_type);
+	push_bool(&call, full);
+	push_bool(&call, refused);
+	push_bool(&call, bin_refused);
+	push_int(&call, limit);
+	return run_for_absences(&call);
+}
+
+/*
+ * Leaves what a run refuses to believe under its name.
+ */
+void
+hs_catalog_refuse_absences(const pg_uuid_t *connection_id,
+						   const char *sync_type, const pg_uuid_t *run_id)
+{
+	Call		call;
+
+	begin_type_call(&call, SQL_REFUSE_ABSENCES, connection_id, sync_type);
+	push_uuid(&call, run_id);
+	run_and_end(&call);
+}
+
+/*
+ * Accepts what a run refused to believe; returns how many records that are.
+ */
+int
+hs_catalog_accept_absences(const pg_uuid_t *run_id)
+{
+	Call		call;
+
+	begin_call(&call, SQL_ACCEPT_ABSENCES);
+	push_uuid(&call, run_id);
+	return (int) run_and_end(&call);
+}
+
+/* ------------------------------------------------------------------------
+ * The history of contacts' owners
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Compares contacts with their history: returns those whose owner is not the
+ * one noted last, as HsOwnerChange *.  The arrays are parallel; an owner may
+ * be NULL; `changed` is text that PostgreSQL reads as timestamptz, or NULL.
+ * `provisional`: a search says so, whose index may lag behind.
+ */
+List *
+hs_catalog_owner_changes(const pg_uuid_t *connection_id,
+						 const char *const *ids, const char *const *owners,
+						 const char *const *changed, int n,
+						 bool provisional)
+{
+	Call		call;
+	List	   *changes = NIL;
+	uint64		rows;
+	MemoryContext old;
+
+	begin_call(&call, SQL_OWNER_CHANGES);
+	push_uuid(&call, connection_id);
+	push_texts(&call, ids, n);
+	push_texts(&call, owners, n);
+	push_texts(&call, changed, n);
+	push_bool(&call, provisional);
+	rows = run_call(&call);
+	old = MemoryContextSwitchTo(call.caller_context);
+	for (uint64 i = 0; i < rows; i++)
+	{
+		HsOwnerChange *change = palloc(sizeof(HsOwnerChange));
+
+		change->contact_id = text_column(&call, i, 1);
+		change->owner_id = text_column(&call, i, 2);
+		change->since = text_column(&call, i, 3);
+		change->known = bool_column(i, 4);
+		change->open = bool_column(i, 5);
+		changes = lappend(changes, change);
+	}
+	MemoryContextSwitchTo(old);
+	end_call(&call);
+	return changes;
+}
+
+/* Runs one of the history's statements with parallel arrays of text. */
+static void
+run_on_owners(Statement statement, const pg_uuid_t *connection_id,
+			  const char *const *const *arrays, int narrays, int n)
+{
+	Call		call;
+
+	if (n == 0)
+		return;
+	begin_call(&call, statement);
+	push_uuid(&call, connection_id);
+	for (int i = 0; i < narrays; i++)
+		push_texts(&call, arrays[i], n);
+	run_and_end(&call);
+}
+
+/*
+ * Ends the ownership that is open of each contact, at an instant given as
+ * text.
+ */
+void
+hs_catalog_close_owners(const pg_uuid_t *connection_id,
+						const char *const *ids, const char *const *instants,
+						int n)
+{
+	const char *const *arrays[] = {ids, instants};
+
+	run_on_owners(SQL_CLOSE_OWNERS, connection_id, arrays, 2, n);
+}
+
+/*
+ * Begins ownerships; contacts with a NULL owner are left out.
+ */
+void
+hs_catalog_open_owners(const pg_uuid_t *connection_id,
+					   const char *const *ids, const char *const *instants,
+					   const char *const *owners, int n)
+{
+	const char *const *arrays[] = {ids, instants, owners};
+
+	run_on_owners(SQL_OPEN_OWNERS, connection_id, arrays, 3, n);
+}
+
+/*
+ * Notes contacts whose history of owners is to be read from HubSpot; `urgent`
+ * ones are read by the same run.
+ */
+void
+hs_catalog_note_owner_reads(const pg_uuid_t *connection_id, bool urgent,
+							const char *const *ids, int n)
+{
+	Call		call;
+
+	if (n == 0)
+		return;
+	begin_call(&call, SQL_NOTE_OWNER_READS);
+	push_uuid(&call, connection_id);
+	push_texts(&call, ids, n);
+	push_bool(&call, urgent);
+	run_and_end(&call);
+}
+
+/*
+ * At most `limit` of these contacts' ids (char *), those after `after`.
+ */
+List *
+hs_catalog_owner_reads(const pg_uuid_t *connection_id, const char *after,
+					   bool urgent, int limit)
+{
+	Call		call;
+
+	begin_call(&call, SQL_OWNER_READS);
+	push_uuid(&call, connection_id);
+	push_text(&call, after);
+	push_bool(&call, urgent);
+	push_int(&call, limit);
+	return run_for_list(&call);
+}
+
+/*
+ * Counts an attempt that HubSpot did not answer; after some the contacts are
+ * forgotten.
+ */
+void
+hs_catalog_count_owner_reads(const pg_uuid_t *connection_id,
+							 const char *const *ids, int n)
+{
+	const char *const *arrays[] = {ids};
+
+	run_on_owners(SQL_COUNT_OWNER_READS, connection_id, arrays, 1, n);
+	run_on_owners(SQL_GIVE_UP_OWNER_READS, connection_id, arrays, 1, n);
+}
+
+/*
+ * Forgets contacts whose history was read.
+ */
+void
+hs_catalog_drop_owner_reads(const pg_uuid_t *connection_id,
+							const char *const *ids, int n)
+{
+	const char *const *arrays[] = {ids};
+
+	run_on_owners(SQL_DROP_OWNER_READS, connection_id, arrays, 1, n);
+}
+
+/*
+ * Forgets the contacts' history from an instant on, given as text.
+ */
+void
+hs_catalog_cut_owners(const pg_uuid_t *connection_id, const char *const *ids,
+					  const char *const *instants, int n)
+{
+	const char *const *arrays[] = {ids, instants};
+
+	run_on_owners(SQL_CUT_OWNERS, connection_id, arrays, 2, n);
+	run_on_owners(SQL_TRIM_OWNERS, connection_id, arrays, 2, n);
+}
+
+/*
+ * Adds ownerships of known length; an open end is NULL.
+ */
+void
+hs_catalog_add_owners(const pg_uuid_t *connection_id, const char *const *ids,
+					  const char *const *owners, const char *const *since,
+					  const char *const *until, int n)
+{
+	const char *const *arrays[] = {ids, owners, since, until};
+
+	run_on_owners(SQL_ADD_OWNERS, connection_id, arrays, 4, n);
+}
+
+/* ------------------------------------------------------------------------
+ * More of what completed runs have reached
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Notes that a full run did not believe what it found absent.
+ */
+void
+hs_catalog_save_refusal(const pg_uuid_t *connection_id, const char *sync_type)
+{
+	Call		call;
+
+	begin_type_call(&call, SQL_SAVE_REFUSAL, connection_id, sync_type);
+	run_and_end(&call);
+}
+
+/*
+ * Notes how far the list of archived records was read; `after` is NULL at its
+ * end.
+ */
+void
+hs_catalog_save_sweep(const pg_uuid_t *connection_id, const char *sync_type,
+					  const char *after, int64 last_id)
+{
+	Call		call;
+
+	begin_type_call(&call, SQL_SAVE_SWEEP, connection_id, sync_type);
+	push_text(&call, after);
+	push(&call, INT8OID, Int64GetDatum(last_id), false);
+	run_and_end(&call);
+}
+
+/*
+ * The names (char *) of the properties that an object type had less than
+ * `max_age_s` seconds ago; NIL if that is not known.
+ */
+List *
+hs_catalog_properties(const pg_uuid_t *connection_id, const char *object_type,
+					  double max_age_s)
+{
+	Call		call;
+	List	   *names = NIL;
+
+	begin_type_call(&call, SQL_PROPERTIES, connection_id, object_type);
+	push(&call, FLOAT8OID, Float8GetDatum(max_age_s), false);
+	if (run_call(&call) > 0)
+		names = list_column(&call, 0, 1);
+	end_call(&call);
+	return names;
+}
+
+/*
+ * Notes the names of an object type's properties.
+ */
+void
+hs_catalog_save_properties(const pg_uuid_t *connection_id,
+						   const char *object_type, const char *const *names,
+						   int n)
+{
+	Call		call;
+
+	begin_type_call(&call, SQL_SAVE_PROPERTIES, connection_id, object_type);
+	push_texts(&call, names, n);
+	run_and_end(&call);
+}
+
+/* ------------------------------------------------------------------------
+ * Changing the configuration
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Points a type at another target.  `schema` is its name; `author` is noted
+ * as the one who configured it.
+ */
+void
+hs_catalog_save_target(const HsSyncType *type, const char *author)
+{
+	Call		call;
+	int			n = 0;
+	const char **keys = palloc(sizeof(char *) *
+							   Max(list_length(type->key_columns), 1));
+	ListCell   *lc;
+
+	foreach(lc, type->key_columns)
+		keys[n++] = lfirst(lc);
+	begin_call(&call, SQL_SAVE_TARGET);
+	push_text(&call, type->name);
+	push_text(&call, type->target_schema);
+	push_text(&call, type->target_table);
+	push_texts(&call, keys, n);
+	push_text(&call, type->delete_policy);
+	push_text(&call, author);
+	run_and_end(&call);
+}
+
+/*
+ * Replaces a type's fields by those of `type`.
+ */
+void
+hs_catalog_save_fields(const HsSyncType *type, const char *author)
+{
+	Call		call;
+	int			n = 0;
+	const char **kept = palloc(sizeof(char *) *
+							   Max(list_length(type->fields), 1));
+	ListCell   *lc;
+
+	foreach(lc, type->fields)
+		kept[n++] = ((HsField *) lfirst(lc))->column;
+	begin_call(&call, SQL_DROP_FIELDS);
+	push_text(&call, type->name);
+	push_texts(&call, kept, n);
+	run_and_end(&call);
+	foreach(lc, type->fields)
+	{
+		const HsField *field = lfirst(lc);
+
+		begin_call(&call, SQL_SAVE_FIELD);
+		push_text(&call, type->name);
+		push_text(&call, field->column);
+		push_text(&call, field->property);
+		push_text(&call, field->transform);
+		push_text(&call, field->argument);
+		push_bool(&call, field->insert_only);
+		push_text(&call, author);
+		run_and_end(&call);
+	}
+}
+
+/* Runs a statement on a type, and a field's column unless that is NULL. */
+static void
+run_on_key(Statement statement, const char *sync_type, const char *column_name,
+		   bool with_column)
+{
+	Call		call;
+
+	begin_call(&call, statement);
+	push_text(&call, sync_type);
+	if (with_column)
+		push_text(&call, column_name);
+	run_and_end(&call);
+}
+
+/*
+ * Notes that a type, or with `column_name` one of its fields, was deleted.
+ */
+void
+hs_catalog_note_removal(const char *sync_type, const char *column_name)
+{
+	run_on_key(SQL_FORGET_REMOVAL, sync_type, column_name, true);
+	run_on_key(SQL_NOTE_REMOVAL, sync_type, column_name, true);
+}
+
+/*
+ * Notes that it is there again.
+ */
+void
+hs_catalog_forget_removal(const char *sync_type, const char *column_name)
+{
+	run_on_key(SQL_FORGET_REMOVAL, sync_type, column_name, true);
+}
+
+/*
+ * Deletes a shipped type, or with `column_name` one of its fields, if it is
+ * as it was shipped.
+ */
+void
+hs_catalog_remove_shipped(const char *sync_type, const char *column_name)
+{
+	if (column_name != NULL)
+		run_on_key(SQL_REMOVE_SHIPPED_FIELD, sync_type, column_name, true);
+	else
+		run_on_key(SQL_REMOVE_SHIPPED_TYPE, sync_type, NULL, false);
+}
+
+/* Whether the primary key of a relation has a column. */
+static bool
+is_key_column(Relation rel, AttrNumber attno)
+{
+	Bitmapset  *key = RelationGetIndexAttrBitmap(rel,
+												 INDEX_ATTR_BITMAP_PRIMARY_KEY);
+
+	return bms_is_member(attno - FirstLowInvalidHeapAttributeNumber, key);
+}
+
+/*
+ * Makes a shipped row of one of the extension's tables what `row` says, if
+ * there is one with its primary key.  Returns whether there was.
+ */
+bool
+hs_catalog_replace_shipped(Relation rel, HeapTuple row)
+{
+	TupleDesc	desc = RelationGetDescr(rel);
+	Oid			types[1] = {desc->tdtypeid};
+	Datum		values[1] = {heap_copy_tuple_as_datum(row, desc)};
+	StringInfoData set;
+	StringInfoData where;
+	Call		call;
+	uint64		replaced;
+
+	initStringInfo(&set);
+	initStringInfo(&where);
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(desc, i);
+		const char *name = quote_identifier(NameStr(att->attname));
+
+		if (att->attisdropped)
+			continue;
+		if (is_key_column(rel, att->attnum))
+			appendStringInfo(&where, " AND t.%s = ($1).%s", name, name);
+		else
+			appendStringInfo(&set, "%s%s = ($1).%s", set.len ? ", " : "", name,
+							 name);
+	}
+	begin_call(&call, SQL_UNKEPT);
+	if (SPI_execute_with_args(psprintf("UPDATE %s.%s t SET %s WHERE t.shipped%s",
+									   quote_identifier(get_namespace_name(RelationGetNamespace(rel))),
+									   quote_identifier(RelationGetRelationName(rel)),
+									   set.data, where.data),
+							  1, types, values, NULL, false, 0) != SPI_OK_UPDATE)
+		elog(ERROR, "could not change a shipped row");
+	replaced = SPI_processed;
+	end_call(&call);
+	return replaced > 0;
+}
+
+/* ------------------------------------------------------------------------
+ * Where the extension lives
+ * ------------------------------------------------------------------------
+ */
+
+/* Pushes what this server and database are known by. */
+static void
+push_home(Call *call)
+{
+	push_text(call, psprintf(UINT64_FORMAT, GetSystemIdentifier()));
+	push(call, OIDOID, ObjectIdGetDatum(MyDatabaseId), false);
+}
+
+/*
+ * Whether this database is the one that the extension was created in, or
+ * adopted by.  A copy of it, or a dump's restoration, is not.
+ */
+bool
+hs_catalog_is_home(void)
+{
+	Call		call;
+	bool		home;
+
+	begin_call(&call, SQL_IS_HOME);
+	push_home(&call);
+	run_call(&call);
+	home = bool_column(0, 1);
+	end_call(&call);
+	return home;
+}
+
+/*
+ * Makes this database the extension's home.
+ */
+void
+hs_catalog_adopt(void)
+{
+	Call		call;
+
+	begin_call(&call, SQL_LEAVE_HOME);
+	run_and_end(&call);
+	begin_call(&call, SQL_SETTLE_HOME);
+	push_home(&call);
+	run_and_end(&call);
+}
+
+/* ------------------------------------------------------------------------
+ * Schedules
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * The sync types (char *) of which a run is due by the extension's own
+ * schedule.
+ */
+List *
+hs_catalog_due_types(void)
+{
+	Call		call;
+
+	begin_call(&call, SQL_DUE_TYPES);
+	return run_for_list(&call);
+}
+
+/*
+ * All connections, as HsConnection *.
+ */
+List *
+hs_catalog_connections(void)
+{
+	Call		call;
+	List	   *connections = NIL;
+	uint64		rows;
+	MemoryContext old;
+
+	begin_call(&call, SQL_CONNECTIONS);
+	rows = run_call(&call);
+	old = MemoryContextSwitchTo(call.caller_context);
+	for (uint64 i = 0; i < rows; i++)
+	{
+		HsConnection *connection = palloc(sizeof(HsConnection));
+
+		connection->id = uuid_column(i, 1);
+		connection->name = text_column(&call, i, 2);
+		connection->portal_id = text_column(&call, i, 3);
+		connections = lappend(connections, connection);
+	}
+	MemoryContextSwitchTo(old);
+	end_call(&call);
+	return connections;
 }

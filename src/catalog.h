@@ -16,9 +16,14 @@
 
 #include "postgres.h"
 
+#include "access/htup.h"
 #include "datatype/timestamp.h"
 #include "nodes/pg_list.h"
+#include "utils/relcache.h"
 #include "utils/uuid.h"
+
+/* The connection that came with the extension, in every installation. */
+#define HS_DEFAULT_CONNECTION_ID "00000000-0000-0000-0000-000000000000"
 
 /* An extension's place in this database. */
 typedef struct HsExtension
@@ -54,7 +59,9 @@ typedef struct HsSyncType
 	List	   *key_columns;	/* of char * */
 	char	   *modified_property;	/* may be NULL */
 	char	   *created_property;	/* may be NULL */
+	bool		all_properties; /* fetch every one that HubSpot defines */
 	List	   *properties;		/* of char *, beside those of the fields */
+	char	   *filters;		/* JSON text, NULL: none */
 	char	   *delete_policy;
 	double		full_every_s;
 	bool		enabled;
@@ -128,6 +135,10 @@ typedef struct HsSyncState
 	char	   *last_full_mapping;
 	TimestampTz last_deep_at;	/* 0: never; our clock */
 	TimestampTz deep_until;		/* 0: never; HubSpot's clock */
+	TimestampTz last_refused_at;	/* 0: not refused; our clock */
+	TimestampTz last_sweep_at;	/* 0: never; our clock */
+	char	   *sweep_after;	/* list cursor, NULL: from the beginning */
+	int64		sweep_last_id;
 } HsSyncState;
 
 typedef struct HsDeadLetter
@@ -145,8 +156,40 @@ typedef struct HsKnownRow
 {
 	TimestampTz updated_at;		/* 0: unknown */
 	bool		archived;
+	char	   *reason;			/* why it is archived; NULL: nothing known */
+	char	   *merged_into;	/* NULL: nothing known */
 	bool		found;
 } HsKnownRow;
+
+/* Bookkeeping to save, as parallel arrays of text, NULL for null. */
+typedef struct HsRowNotes
+{
+	const char *const *ids;
+	const char *const *updated; /* NULL: as it was */
+	const char *const *archived;
+	const char *const *archived_at;
+	const char *const *reason;
+	const char *const *merged_into;
+	int			n;
+} HsRowNotes;
+
+/* A record that a walk has missed. */
+typedef struct HsAbsence
+{
+	char	   *record_id;
+	char	   *kind;			/* its origin, or, once read, the verdict */
+	char	   *merged_into;	/* NULL: nobody claims it */
+} HsAbsence;
+
+/* A contact whose owner is not the one noted last. */
+typedef struct HsOwnerChange
+{
+	char	   *contact_id;
+	char	   *owner_id;		/* NULL: none any more */
+	char	   *since;			/* instant as text, as far as known */
+	bool		known;			/* there is a history already */
+	bool		open;			/* and somebody is noted as the owner */
+} HsOwnerChange;
 
 extern bool hs_catalog_find_extension(HsExtension *extension);
 extern bool hs_catalog_lock_extension(Oid expected);
@@ -167,6 +210,14 @@ extern bool hs_catalog_insert_run(const HsRunRequest *request, pg_uuid_t *id,
 extern bool hs_catalog_active_run(const pg_uuid_t *connection_id,
 								  const char *sync_type, HsActiveRun *run);
 extern void hs_catalog_close_dead_run(const pg_uuid_t *id);
+extern int	hs_catalog_close_dead_runs(void);
+extern void hs_catalog_refused_run(const char *connection,
+								   const char *sync_type,
+								   const char *requested_by,
+								   const ErrorData *error);
+extern void hs_catalog_announce_end(const pg_uuid_t *id);
+extern void hs_catalog_expire(const pg_uuid_t *connection_id,
+							  const char *sync_type, double retention_s);
 extern void hs_catalog_touch_pending(const pg_uuid_t *id);
 extern bool hs_catalog_run_status(const pg_uuid_t *id, HsRunStatus *status);
 extern bool hs_catalog_cancel_pending(const pg_uuid_t *id);
@@ -219,13 +270,115 @@ extern void hs_catalog_known_rows(const pg_uuid_t *connection_id,
 								  HsKnownRow *rows);
 extern void hs_catalog_save_rows(const pg_uuid_t *connection_id,
 								 const char *sync_type,
-								 const char *const *ids,
-								 const char *const *updated,
-								 const char *const *archived,
-								 const char *const *archived_at, int n);
+								 const HsRowNotes *notes);
 extern void hs_catalog_forget_rows(const pg_uuid_t *connection_id,
 								   const char *sync_type,
 								   const char *const *ids, int n);
+
+extern List *hs_catalog_rows_in_range(const pg_uuid_t *connection_id,
+									  const char *sync_type, const char *low,
+									  const char *high, bool archived);
+extern List *hs_catalog_buried_rows(const pg_uuid_t *connection_id,
+									const char *sync_type,
+									const char *const *ids, int n);
+extern double hs_catalog_count_rows(const pg_uuid_t *connection_id,
+									const char *sync_type);
+
+extern void hs_catalog_note_absences(const pg_uuid_t *connection_id,
+									 const char *sync_type,
+									 const pg_uuid_t *run_id,
+									 const char *origin,
+									 const char *const *ids,
+									 const char *const *survivors, int n);
+extern bool hs_catalog_has_absences(const pg_uuid_t *connection_id,
+									const char *sync_type);
+extern void hs_catalog_drop_absences(const pg_uuid_t *connection_id,
+									 const char *sync_type,
+									 const char *const *ids, int n);
+extern void hs_catalog_arrived_absences(const pg_uuid_t *connection_id,
+										const char *sync_type,
+										const char *const *ids, int n);
+extern void hs_catalog_clear_absences(const pg_uuid_t *connection_id,
+									  const char *sync_type);
+extern List *hs_catalog_unread_absences(const pg_uuid_t *connection_id,
+										const char *sync_type, bool full,
+										int limit);
+extern void hs_catalog_judge_absences(const pg_uuid_t *connection_id,
+									  const char *sync_type,
+									  const pg_uuid_t *run_id,
+									  const char *const *ids,
+									  const char *const *verdicts,
+									  const char *const *survivors, int n);
+extern double hs_catalog_count_gone(const pg_uuid_t *connection_id,
+									const char *sync_type, bool live);
+extern List *hs_catalog_judged_absences(const pg_uuid_t *connection_id,
+										const char *sync_type, bool full,
+										bool refused, bool bin_refused,
+										int limit);
+extern void hs_catalog_refuse_absences(const pg_uuid_t *connection_id,
+									   const char *sync_type,
+									   const pg_uuid_t *run_id);
+extern int	hs_catalog_accept_absences(const pg_uuid_t *run_id);
+
+extern List *hs_catalog_owner_changes(const pg_uuid_t *connection_id,
+									  const char *const *ids,
+									  const char *const *owners,
+									  const char *const *changed, int n,
+									  bool provisional);
+extern void hs_catalog_close_owners(const pg_uuid_t *connection_id,
+									const char *const *ids,
+									const char *const *instants, int n);
+extern void hs_catalog_open_owners(const pg_uuid_t *connection_id,
+								   const char *const *ids,
+								   const char *const *instants,
+								   const char *const *owners, int n);
+extern void hs_catalog_note_owner_reads(const pg_uuid_t *connection_id,
+										bool urgent, const char *const *ids,
+										int n);
+extern List *hs_catalog_owner_reads(const pg_uuid_t *connection_id,
+									const char *after, bool urgent,
+									int limit);
+extern void hs_catalog_count_owner_reads(const pg_uuid_t *connection_id,
+										 const char *const *ids, int n);
+extern void hs_catalog_drop_owner_reads(const pg_uuid_t *connection_id,
+										const char *const *ids, int n);
+extern void hs_catalog_cut_owners(const pg_uuid_t *connection_id,
+								  const char *const *ids,
+								  const char *const *instants, int n);
+extern void hs_catalog_add_owners(const pg_uuid_t *connection_id,
+								  const char *const *ids,
+								  const char *const *owners,
+								  const char *const *since,
+								  const char *const *until, int n);
+
+extern void hs_catalog_save_refusal(const pg_uuid_t *connection_id,
+									const char *sync_type);
+extern void hs_catalog_save_sweep(const pg_uuid_t *connection_id,
+								  const char *sync_type, const char *after,
+								  int64 last_id);
+extern List *hs_catalog_properties(const pg_uuid_t *connection_id,
+								   const char *object_type,
+								   double max_age_s);
+extern void hs_catalog_save_properties(const pg_uuid_t *connection_id,
+									   const char *object_type,
+									   const char *const *names, int n);
+
+extern void hs_catalog_save_target(const HsSyncType *type,
+								   const char *author);
+extern void hs_catalog_save_fields(const HsSyncType *type,
+								   const char *author);
+extern void hs_catalog_note_removal(const char *sync_type,
+									const char *column_name);
+extern void hs_catalog_forget_removal(const char *sync_type,
+									  const char *column_name);
+extern void hs_catalog_remove_shipped(const char *sync_type,
+									  const char *column_name);
+extern bool hs_catalog_replace_shipped(Relation rel, HeapTuple row);
+
+extern bool hs_catalog_is_home(void);
+extern void hs_catalog_adopt(void);
+extern List *hs_catalog_due_types(void);
+extern List *hs_catalog_connections(void);
 
 extern void hs_catalog_plan_by_index(void);
 extern Datum hs_catalog_text_array(const char *const *values, int n);

@@ -3,8 +3,9 @@
  * guc.c
  *	  Definition and checks of the settings.
  *
- * Every setting is PGC_SUSET: those that decide where the token goes must be
- * a superuser's, and the others steer a budget that the whole account shares.
+ * The settings of runs are PGC_SUSET: those that decide where the token goes
+ * must be a superuser's, and the others steer a budget that the whole account
+ * shares.  Those of the launcher, which has no session, are PGC_SIGHUP.
  * A run reads them in its own worker, where only the configuration file,
  * ALTER SYSTEM, ALTER DATABASE and ALTER ROLE of the target's owner count.
  *
@@ -15,7 +16,10 @@
 #include <arpa/inet.h>
 #include <limits.h>
 
+#include "datatype/timestamp.h"
+#include "pgtime.h"
 #include "utils/guc.h"
+#include "utils/varlena.h"
 
 #include "guc.h"
 #include "hubspot_sync.h"
@@ -37,6 +41,11 @@ int			hs_overlap;
 int			hs_deep_overlap;
 int			hs_lock_timeout;
 int			hs_store_timeout;
+int			hs_log_retention;
+bool		hs_enabled;
+char	   *hs_databases = NULL;
+int			hs_launcher_interval;
+char	   *hs_schedule_time_zone = NULL;
 
 /* The object endpoints of both have the same bodies (facts section 1). */
 static const struct config_enum_entry api_versions[] = {
@@ -68,6 +77,8 @@ typedef struct IntSetting
 } IntSetting;
 
 static bool check_api_url(char **newval, void **extra, GucSource source);
+static bool check_databases(char **newval, void **extra, GucSource source);
+static bool check_time_zone(char **newval, void **extra, GucSource source);
 
 /* They name places where the token is read or sent: superusers only. */
 static const StringSetting string_settings[] = {
@@ -165,7 +176,37 @@ static const IntSetting int_settings[] = {
 		"Time allowed for storing one page, 0 for no limit.",
 		NULL, &hs_store_timeout, 300000, 0, 86400000, GUC_UNIT_MS
 	},
+	{
+		"hubspot_sync.log_retention",
+		"Age at which runs and closed errors are deleted, 0 to keep them.",
+		"It is done at the end of each run. The latest completed run of a type "
+		"stays.",
+		&hs_log_retention, 90 * SECS_PER_DAY, 0, INT_MAX, GUC_UNIT_S
+	},
 };
+
+/* Defines the settings that decide whether and when something runs. */
+static void
+define_operation(void)
+{
+	DefineCustomBoolVariable("hubspot_sync.enabled",
+							 "Whether runs are accepted and started.",
+							 "Off is for copies of a database that must leave the live account alone.",
+							 &hs_enabled, true, PGC_SUSET, 0, NULL, NULL, NULL);
+	DefineCustomStringVariable("hubspot_sync.databases",
+							   "Databases in which the launcher starts runs by schedule.",
+							   "A list of names as in search_path. It takes effect where the library is preloaded.",
+							   &hs_databases, "", PGC_SIGHUP, 0,
+							   check_databases, NULL, NULL);
+	DefineCustomIntVariable("hubspot_sync.launcher_interval",
+							"Time between the launcher's visits to a database.",
+							NULL, &hs_launcher_interval, 10, 1, 3600,
+							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+	DefineCustomStringVariable("hubspot_sync.schedule_time_zone",
+							   "Time zone of the launcher's daily runs.",
+							   NULL, &hs_schedule_time_zone, "UTC", PGC_SUSET,
+							   0, check_time_zone, NULL, NULL);
+}
 
 /*
  * Defines all settings.  Called once, when the library is loaded.
@@ -189,6 +230,7 @@ hs_guc_init(void)
 								s->variable, s->boot, s->min, s->max,
 								PGC_SUSET, s->flags, NULL, NULL, NULL);
 	}
+	define_operation();
 	DefineCustomEnumVariable("hubspot_sync.api_version",
 							 "Version of HubSpot's API that requests name.",
 							 NULL, &hs_api_version, 0, api_versions,
@@ -301,4 +343,41 @@ check_api_url(char **newval, void **extra, GucSource source)
 		return false;
 	}
 	return true;
+}
+
+/*
+ * Check hook of hubspot_sync.databases.
+ */
+static bool
+check_databases(char **newval, void **extra, GucSource source)
+{
+	char	   *copy = pstrdup(*newval);
+	List	   *names;
+	bool		valid = SplitIdentifierString(copy, ',', &names);
+
+	if (!valid)
+		GUC_check_errdetail("The list of databases has a syntax error.");
+	else if (list_length(names) > HS_MAX_DATABASES)
+	{
+		GUC_check_errdetail("The list has more than %d databases.",
+							HS_MAX_DATABASES);
+		valid = false;
+	}
+	list_free(names);
+	pfree(copy);
+	return valid;
+}
+
+/*
+ * Check hook of hubspot_sync.schedule_time_zone.
+ */
+static bool
+check_time_zone(char **newval, void **extra, GucSource source)
+{
+	pg_tz	   *tz = pg_tzset(*newval);
+
+	if (tz != NULL && pg_tz_acceptable(tz))
+		return true;
+	GUC_check_errdetail("There is no such time zone.");
+	return false;
 }

@@ -12,6 +12,9 @@
 
 #include "postgres.h"
 
+/* Most databases that the launcher looks after. */
+#define HS_MAX_DATABASES 64
+
 extern char *hs_api_url;
 extern int	hs_api_version;
 extern char *hs_access_token_file;
@@ -29,6 +32,11 @@ extern int	hs_overlap;			/* s */
 extern int	hs_deep_overlap;	/* s */
 extern int	hs_lock_timeout;	/* ms */
 extern int	hs_store_timeout;	/* ms */
+extern int	hs_log_retention;	/* s, 0 = for ever */
+extern bool hs_enabled;
+extern char *hs_databases;		/* list of identifiers */
+extern int	hs_launcher_interval;	/* s */
+extern char *hs_schedule_time_zone;
 
 extern void hs_guc_init(void);
 extern const char *hs_guc_api_version(void);

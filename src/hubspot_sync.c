@@ -15,6 +15,7 @@
 #include "miscadmin.h"
 
 #include "guc.h"
+#include "launcher.h"
 #include "ratelimit.h"
 
 PG_MODULE_MAGIC;
@@ -29,5 +30,8 @@ _PG_init(void)
 {
 	hs_guc_init();
 	if (process_shared_preload_libraries_in_progress)
+	{
 		hs_ratelimit_preload();
+		hs_launcher_preload();
+	}
 }

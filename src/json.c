@@ -501,6 +501,39 @@ hs_json_element(const HsJson *array, int index)
 	return wrap(json_object_array_get_idx(unwrap(array), index));
 }
 
+/* Collects the names of an object's members and returns how many there are. */
+static int
+collect_names(json_object *object, const char **names)
+{
+	int			n = 0;
+
+	/* The macro declares `name` and `value`. */
+	json_object_object_foreach(object, name, value)
+	{
+		(void) value;
+		names[n++] = name;
+	}
+	return n;
+}
+
+/*
+ * The names of an object's members, in `names`, an array in the current
+ * memory context; the names belong to the document.  Returns how many there
+ * are, 0 if it is no object.
+ */
+int
+hs_json_names(const HsJson *object, const char ***names)
+{
+	json_object *container = unwrap(object);
+
+	*names = NULL;
+	if (!json_object_is_type(container, json_type_object))
+		return 0;
+	*names = palloc(sizeof(char *) *
+					Max(json_object_object_length(container), 1));
+	return collect_names(container, *names);
+}
+
 /* The source text of a number, or what NaN and the infinities are called. */
 static const char *
 double_text(json_object *number)
@@ -831,13 +864,15 @@ append_array(StringInfo out, json_object *array)
 }
 
 static void
-append_object(StringInfo out, json_object *object)
+append_object(StringInfo out, json_object *object, bool with_nulls)
 {
 	char		separator = '{';
 
 	/* The macro declares `name` and `value`. */
 	json_object_object_foreach(object, name, value)
 	{
+		if (value == NULL && !with_nulls)
+			continue;
 		appendStringInfoChar(out, separator);
 		hs_json_append_string(out, name);
 		appendStringInfoChar(out, ':');
@@ -879,7 +914,7 @@ append_value(StringInfo out, json_object *value)
 			append_array(out, value);
 			break;
 		case json_type_object:
-			append_object(out, value);
+			append_object(out, value, true);
 			break;
 	}
 }
@@ -893,6 +928,15 @@ void
 hs_json_append(StringInfo out, const HsJson *value)
 {
 	append_value(out, unwrap(value));
+}
+
+/*
+ * The same for an object, without those of its members that are null.
+ */
+void
+hs_json_append_values(StringInfo out, const HsJson *object)
+{
+	append_object(out, unwrap(object), false);
 }
 
 static void

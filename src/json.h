@@ -46,6 +46,7 @@ extern bool hs_json_has(const HsJson *object, const char *name);
 extern const HsJson *hs_json_path(const HsJson *object, const char *first,
 								  const char *second);
 extern int	hs_json_length(const HsJson *array);
+extern int	hs_json_names(const HsJson *object, const char ***names);
 extern const HsJson *hs_json_element(const HsJson *array, int index);
 
 extern const char *hs_json_text(const HsJson *value);
@@ -56,6 +57,7 @@ extern int64 hs_json_epoch_ms(TimestampTz t);
 
 extern char *hs_json_clip(const char *text, int max_bytes);
 extern void hs_json_append(StringInfo out, const HsJson *value);
+extern void hs_json_append_values(StringInfo out, const HsJson *object);
 extern void hs_json_append_string(StringInfo out, const char *text);
 
 #endif							/* HS_JSON_H */

@@ -4,17 +4,8 @@
  *	  From HubSpot's records to rows of a target table.
  *
  * A mapping is built from configuration and the target's definition when a
- * run starts.  It ends in one statement that takes an array of text per
- * column and stores a page of records:
- *
- *	  INSERT INTO target (...)
- *	  SELECT ... FROM unnest($3::text[], ...) LEFT JOIN target
- *	  WHERE the row is new, or differs and is not older
- *	  ON CONFLICT (key) DO UPDATE SET ...
- *
- * The join is what makes unchanged pages free: ON CONFLICT ... WHERE would
- * lock, and so write, every row before it looks.  The statement runs as the
- * target's owner, who is the worker's role, with all that hangs on the table.
+ * run starts: which column gets what.  target.c makes the statements of it
+ * that read and write the table.
  *
  *-------------------------------------------------------------------------
  */
@@ -24,6 +15,7 @@
 
 #include "access/htup_details.h"
 #include "access/table.h"
+#include "catalog/catalog.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_index.h"
@@ -48,14 +40,10 @@
 
 #include "compat.h"
 #include "mapping.h"
+#include "target.h"
 
 /* Digits of a 64-bit number. */
 #define MAX_ID_DIGITS 19
-
-/* The statements' fixed parameters come before the arrays. */
-#define PARAM_CONNECTION 1
-#define PARAM_PROVISIONAL 2
-#define FIXED_PARAMS 2
 
 /* Columns that the sync fills wherever a target has them. */
 static const struct
@@ -68,6 +56,8 @@ static const struct
 	{"properties", JSONBOID, HS_COLUMN_PROPERTIES},
 	{"archived", BOOLOID, HS_COLUMN_ARCHIVED},
 	{"archived_at", TIMESTAMPTZOID, HS_COLUMN_ARCHIVED_AT},
+	{"archived_reason", TEXTOID, HS_COLUMN_REASON},
+	{"merged_into", TEXTOID, HS_COLUMN_MERGED_INTO},
 	{"hubspot_updated_at", TIMESTAMPTZOID, HS_COLUMN_UPDATED_AT},
 	{"synced_at", TIMESTAMPTZOID, HS_COLUMN_NOW},
 };
@@ -126,6 +116,12 @@ hs_mapping_target(const HsSyncType *type)
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
 				 errmsg("target \"%s\" of sync type \"%s\" is not a table",
 						type->target_table, type->name)));
+	if (get_rel_persistence(relid) == RELPERSISTENCE_TEMP ||
+		IsCatalogNamespace(get_rel_namespace(relid)))
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("target \"%s\" of sync type \"%s\" is a temporary or system table",
+						type->target_table, type->name)));
 	return relid;
 }
 
@@ -155,6 +151,30 @@ hs_mapping_check_roles(const HsSyncType *type, Oid owner)
 }
 
 /*
+ * Makes sure that the current user may act as everybody who has configured a
+ * type whose target is not there: it may be about to be created anew.
+ */
+static void
+check_authors(const HsSyncType *type)
+{
+	ListCell   *lc;
+
+	foreach(lc, type->configured_by)
+	{
+		Oid			role = get_role_oid(lfirst(lc), true);
+
+		if (!superuser() &&
+			(!OidIsValid(role) || !hs_may_act_as(GetUserId(), role)))
+			ereport(ERROR,
+					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+					 errmsg("must be a member of role \"%s\", which has configured sync type \"%s\"",
+							(char *) lfirst(lc), type->name),
+					 errdetail("Its target table \"%s\" does not exist at the moment.",
+							   type->target_table)));
+	}
+}
+
+/*
  * Makes sure that the current user may name this target.  One that does not
  * exist yet is accepted: runs check again.  Throws 42501.
  */
@@ -165,7 +185,10 @@ hs_mapping_check_writer(const HsSyncType *type)
 	Oid			owner;
 
 	if (!OidIsValid(relid))
+	{
+		check_authors(type);
 		return;
+	}
 	owner = hs_catalog_table_owner(relid);
 	if (!hs_may_act_as(GetUserId(), owner))
 		ereport(ERROR,
@@ -349,14 +372,13 @@ add_own_columns(HsMapping *mapping, const HsSyncType *type, Relation rel)
 			continue;
 		add_column(mapping, type, rel, own_columns[i].name,
 				   own_columns[i].kind);
-		mapping->has_connection |= own_columns[i].kind == HS_COLUMN_CONNECTION;
-		mapping->has_archived |= own_columns[i].kind == HS_COLUMN_ARCHIVED;
-		mapping->has_updated_at |= own_columns[i].kind == HS_COLUMN_UPDATED_AT;
-		mapping->keeps_rows |= own_columns[i].kind == HS_COLUMN_NOW;
+		mapping->owns[own_columns[i].kind] = true;
 	}
-	/* So far keeps_rows said whether there is a synced_at. */
-	mapping->keeps_rows = !(mapping->keeps_rows && mapping->has_connection &&
-							mapping->has_archived && mapping->has_updated_at);
+	mapping->has_connection |= mapping->owns[HS_COLUMN_CONNECTION];
+	mapping->keeps_rows = !(mapping->has_connection &&
+							mapping->owns[HS_COLUMN_ARCHIVED] &&
+							mapping->owns[HS_COLUMN_UPDATED_AT] &&
+							mapping->owns[HS_COLUMN_NOW]);
 }
 
 static int
@@ -371,21 +393,15 @@ compare_names(const ListCell *a, const ListCell *b)
 	return strcmp(lfirst(a), lfirst(b));
 }
 
-/* The properties to ask for: those of fields and those configured beside. */
+/* A list of names sorted and without duplicates, in copies. */
 static List *
-wanted_properties(const HsMapping *mapping, const HsSyncType *type)
+unique_names(List *names)
 {
-	List	   *all = list_copy(type->properties);
 	List	   *unique = NIL;
 	ListCell   *lc;
 
-	for (int i = 0; i < mapping->ncolumns; i++)
-	{
-		if (mapping->columns[i].property != NULL)
-			all = lappend(all, unconstify(char *, mapping->columns[i].property));
-	}
-	list_sort(all, compare_names);
-	foreach(lc, all)
+	list_sort(names, compare_names);
+	foreach(lc, names)
 	{
 		if (unique == NIL || strcmp(llast(unique), lfirst(lc)) != 0)
 			unique = lappend(unique, pstrdup(lfirst(lc)));
@@ -393,201 +409,56 @@ wanted_properties(const HsMapping *mapping, const HsSyncType *type)
 	return unique;
 }
 
-/* ------------------------------------------------------------------------
- * Statements
- * ------------------------------------------------------------------------
+/*
+ * The properties to ask for: those of fields, those configured beside, those
+ * that filters look at, and what tells merges and owners.
  */
-
-/* A column's type, without its modifier: a value too long is an error. */
-static const char *
-plain_type(const HsColumn *column)
+static List *
+wanted_properties(const HsMapping *mapping, const HsSyncType *type)
 {
-	return format_type_extended(column->type, -1,
-								FORMAT_TYPE_FORCE_QUALIFY |
-									FORMAT_TYPE_TYPEMOD_GIVEN);
+	List	   *all = list_copy(type->properties);
+
+	for (int i = 0; i < mapping->ncolumns; i++)
+	{
+		if (mapping->columns[i].property != NULL)
+			all = lappend(all, unconstify(char *, mapping->columns[i].property));
+	}
+	if (mapping->filter != NULL)
+		all = list_concat(all, hs_filter_properties(mapping->filter));
+	if (!mapping->is_owners)
+		all = lappend(all, HS_MERGED_IDS_PROPERTY);
+	if (mapping->keeps_owner_history)
+		all = lappend(all, HS_OWNER_PROPERTY);
+	return unique_names(all);
 }
 
 /*
- * Appends the condition that a stored value differs from the new one.  What
- * a type modifier rounds is rounded before comparing; types whose equality
- * pg_catalog does not have are compared as text.
+ * Adds properties to those to ask for, in the current memory context.
  */
-static void
-append_differs(StringInfo sql, const HsColumn *column)
+void
+hs_mapping_add_properties(HsMapping *mapping, List *names)
 {
-	const char *name = quote_identifier(column->name);
-	TypeCacheEntry *entry = lookup_type_cache(column->type, TYPECACHE_EQ_OPR);
-	bool		as_text = !OidIsValid(entry->eq_opr) ||
-		(entry->typtype == TYPTYPE_BASE &&
-		 get_func_namespace(get_opcode(entry->eq_opr)) != PG_CATALOG_NAMESPACE);
-
-	if (as_text)
-		appendStringInfo(sql, "e.%s::text IS DISTINCT FROM i.%s::text",
-						 name, name);
-	else if (column->typmod >= 0 && column->category != TYPCATEGORY_STRING)
-		appendStringInfo(sql, "e.%s IS DISTINCT FROM i.%s::%s", name, name,
-						 format_type_extended(column->type, column->typmod,
-											  FORMAT_TYPE_FORCE_QUALIFY |
-												  FORMAT_TYPE_TYPEMOD_GIVEN));
-	else
-		appendStringInfo(sql, "e.%s IS DISTINCT FROM i.%s", name, name);
+	mapping->properties = unique_names(list_concat_copy(mapping->properties,
+														names));
 }
 
-/* Appends the columns in order, each with a prefix. */
-static void
-append_columns(StringInfo sql, const HsMapping *mapping, const char *prefix)
+/* Parses the type's filters.  Throws 22023 if they make no sense. */
+static HsFilter *
+read_filters(const HsSyncType *type)
 {
-	for (int i = 0; i < mapping->ncolumns; i++)
-		appendStringInfo(sql, "%s%s%s", i > 0 ? ", " : "", prefix,
-						 quote_identifier(mapping->columns[i].name));
-}
+	const char *problem;
+	HsFilter   *filter;
 
-/* Appends the derived table of typed input rows. */
-static void
-append_input(StringInfo sql, const HsMapping *mapping)
-{
-	appendStringInfoString(sql, "(SELECT ");
-	for (int i = 0; i < mapping->ncolumns; i++)
-	{
-		const HsColumn *column = &mapping->columns[i];
-		const char *name = quote_identifier(column->name);
-
-		if (i > 0)
-			appendStringInfoString(sql, ", ");
-		if (column->kind == HS_COLUMN_NOW)
-			appendStringInfo(sql, "now()::%s AS %s", plain_type(column), name);
-		else if (column->kind == HS_COLUMN_CONNECTION)
-			appendStringInfo(sql, "$%d AS %s", PARAM_CONNECTION, name);
-		else
-			appendStringInfo(sql, "u.c%d::%s AS %s", i, plain_type(column),
-							 name);
-	}
-	appendStringInfoString(sql, " FROM unnest(");
-	for (int i = 0; i < mapping->ninputs; i++)
-		appendStringInfo(sql, "%s$%d::text[]", i > 0 ? ", " : "",
-						 FIXED_PARAMS + 1 + i);
-	appendStringInfoString(sql, ") AS u(");
-	for (int i = 0; i < mapping->ninputs; i++)
-		appendStringInfo(sql, "%sc%d", i > 0 ? ", " : "", i);
-	appendStringInfoString(sql, ")) i");
-}
-
-/* Appends the condition under which a known row is written. */
-static void
-append_condition(StringInfo sql, const HsMapping *mapping)
-{
-	const char *separator = "";
-
-	if (mapping->has_updated_at)
-		appendStringInfoString(sql, "(i.hubspot_updated_at >= e.hubspot_updated_at) IS NOT FALSE AND ");
-	if (mapping->has_updated_at && mapping->has_archived)
-		appendStringInfo(sql, "NOT ($%d AND e.archived AND NOT i.archived"
-							  " AND i.hubspot_updated_at <= e.hubspot_updated_at) AND ",
-						 PARAM_PROVISIONAL);
-	appendStringInfoChar(sql, '(');
-	for (int i = 0; i < mapping->ncolumns; i++)
-	{
-		const HsColumn *column = &mapping->columns[i];
-
-		if (column->is_key || column->insert_only ||
-			column->kind == HS_COLUMN_NOW)
-			continue;
-		appendStringInfoString(sql, separator);
-		append_differs(sql, column);
-		separator = " OR ";
-	}
-	appendStringInfoString(sql, *separator ? ")" : "false)");
-}
-
-/* Appends the join condition or the conflict target: the key columns. */
-static void
-append_key(StringInfo sql, const HsMapping *mapping, bool join)
-{
-	const char *separator = "";
-
-	for (int i = 0; i < mapping->ncolumns; i++)
-	{
-		const char *name = quote_identifier(mapping->columns[i].name);
-
-		if (!mapping->columns[i].is_key)
-			continue;
-		if (join)
-			appendStringInfo(sql, "%se.%s = i.%s", separator, name, name);
-		else
-			appendStringInfo(sql, "%s%s", separator, name);
-		separator = join ? " AND " : ", ";
-	}
-}
-
-/* Appends the assignments of ON CONFLICT DO UPDATE. */
-static void
-append_assignments(StringInfo sql, const HsMapping *mapping)
-{
-	const char *separator = " DO UPDATE SET ";
-	const char *nothing = " DO NOTHING";
-
-	for (int i = 0; i < mapping->ncolumns; i++)
-	{
-		const char *name = quote_identifier(mapping->columns[i].name);
-
-		if (mapping->columns[i].is_key || mapping->columns[i].insert_only)
-			continue;
-		appendStringInfo(sql, "%s%s = excluded.%s", separator, name, name);
-		separator = ", ";
-		nothing = "";
-	}
-	appendStringInfoString(sql, nothing);
-}
-
-/* The id's column: the key that is not the connection. */
-static const HsColumn *
-id_column(const HsMapping *mapping)
-{
-	Assert(mapping->columns[0].kind == HS_COLUMN_ID);
-	return &mapping->columns[0];
-}
-
-static char *
-build_store_sql(const HsMapping *mapping)
-{
-	StringInfoData sql;
-
-	initStringInfo(&sql);
-	appendStringInfo(&sql, "INSERT INTO %s (", mapping->target);
-	append_columns(&sql, mapping, "");
-	appendStringInfoString(&sql, ") SELECT ");
-	append_columns(&sql, mapping, "i.");
-	appendStringInfoString(&sql, " FROM ");
-	append_input(&sql, mapping);
-	appendStringInfo(&sql, " LEFT JOIN %s%s e ON ", mapping->only,
-					 mapping->target);
-	append_key(&sql, mapping, true);
-	appendStringInfo(&sql, " WHERE e.%s IS NULL OR (",
-					 quote_identifier(id_column(mapping)->name));
-	append_condition(&sql, mapping);
-	appendStringInfoString(&sql, ") ON CONFLICT (");
-	append_key(&sql, mapping, false);
-	appendStringInfoChar(&sql, ')');
-	append_assignments(&sql, mapping);
-	return sql.data;
-}
-
-static char *
-build_delete_sql(const HsMapping *mapping)
-{
-	StringInfoData sql;
-
-	initStringInfo(&sql);
-	appendStringInfo(&sql,
-					 "DELETE FROM %s%s e WHERE e.%s IN (SELECT u.id::%s FROM unnest($2::text[]) AS u(id))",
-					 mapping->only, mapping->target,
-					 quote_identifier(id_column(mapping)->name),
-					 plain_type(id_column(mapping)));
-	if (mapping->has_connection)
-		appendStringInfoString(&sql, " AND e.connection_id = $1");
-	else
-		appendStringInfoString(&sql, " AND $1 IS NOT NULL");
-	return sql.data;
+	if (type->filters == NULL)
+		return NULL;
+	filter = hs_filter_parse(type->filters, &problem);
+	if (filter == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("sync type \"%s\" has invalid filters: %s",
+						type->name, problem),
+				 errhint("An example: {\"pipeline\": [\"default\", \"renewals\"], \"hubspot_owner_id\": {\"not\": null}}.")));
+	return filter;
 }
 
 /* Fingerprint of all that decides what a run asks for and stores. */
@@ -598,9 +469,12 @@ build_fingerprint(const HsMapping *mapping, const HsSyncType *type)
 	ListCell   *lc;
 
 	initStringInfo(&text);
-	appendStringInfo(&text, "%s|%s|%s|%s|%s", type->source, type->object_type,
+	appendStringInfo(&text, "%s|%s|%s|%s|%s|%s|%d", type->source,
+					 type->object_type,
 					 type->modified_property ? type->modified_property : "",
-					 type->delete_policy, mapping->store_sql);
+					 type->delete_policy, mapping->store.sql,
+					 type->filters ? type->filters : "",
+					 type->all_properties);
 	for (int i = 0; i < mapping->ncolumns; i++)
 		appendStringInfo(&text, "|%d %s %s", (int) mapping->columns[i].kind,
 						 mapping->columns[i].property ? mapping->columns[i].property : "",
@@ -643,7 +517,8 @@ hs_mapping_build(const HsSyncType *type)
 	add_own_columns(mapping, type, rel);
 	table_close(rel, AccessShareLock);
 
-	if (strcmp(type->delete_policy, "mark") == 0 && !mapping->has_archived)
+	if (strcmp(type->delete_policy, "mark") == 0 &&
+		!mapping->owns[HS_COLUMN_ARCHIVED])
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("target table \"%s\" of sync type \"%s\" has no column to mark archived records in",
@@ -655,9 +530,12 @@ hs_mapping_build(const HsSyncType *type)
 	while (mapping->ninputs < mapping->ncolumns &&
 		   mapping->columns[mapping->ninputs].kind < HS_COLUMN_NOW)
 		mapping->ninputs++;
+	mapping->filter = read_filters(type);
+	mapping->all_properties = type->all_properties;
+	mapping->keeps_owner_history = !mapping->is_owners &&
+		strcmp(type->name, HS_CONTACTS_TYPE) == 0;
 	mapping->properties = wanted_properties(mapping, type);
-	mapping->store_sql = build_store_sql(mapping);
-	mapping->delete_sql = build_delete_sql(mapping);
+	hs_target_build(mapping);
 	mapping->fingerprint = build_fingerprint(mapping, type);
 	return mapping;
 }
@@ -832,16 +710,22 @@ owner_name(const HsJson *properties)
 	return unconstify(char *, hs_json_text(hs_json_member(properties, "email")));
 }
 
-/* All properties received, as JSON. */
+/*
+ * All properties received, as JSON; where all there are were asked for, those
+ * that have a value.
+ */
 static char *
-properties_text(const HsJson *properties)
+properties_text(const HsMapping *mapping, const HsJson *properties)
 {
 	StringInfoData json;
 
 	if (hs_json_type(properties) != HS_JSON_OBJECT)
 		return pstrdup("{}");
 	initStringInfo(&json);
-	hs_json_append(&json, properties);
+	if (mapping->all_properties)
+		hs_json_append_values(&json, properties);
+	else
+		hs_json_append(&json, properties);
 	return json.data;
 }
 
@@ -901,7 +785,7 @@ hs_mapping_fill(const HsMapping *mapping, HsRecord *record, List *stages)
 				text = column->argument;
 				break;
 			case HS_COLUMN_PROPERTIES:
-				text = properties_text(record->properties);
+				text = properties_text(mapping, record->properties);
 				break;
 			case HS_COLUMN_ARCHIVED:
 				text = record->archived ? "true" : "false";
@@ -909,8 +793,13 @@ hs_mapping_fill(const HsMapping *mapping, HsRecord *record, List *stages)
 			case HS_COLUMN_ARCHIVED_AT:
 				text = record->archived ? time_text(record->archived_at) : NULL;
 				break;
+			case HS_COLUMN_REASON:
+				text = record->archived ? HS_REASON_ARCHIVED : NULL;
+				break;
 			case HS_COLUMN_UPDATED_AT:
 				text = time_text(record->updated_at);
+				break;
+			case HS_COLUMN_MERGED_INTO:
 				break;
 			case HS_COLUMN_NOW:
 			case HS_COLUMN_CONNECTION:
@@ -921,120 +810,6 @@ hs_mapping_fill(const HsMapping *mapping, HsRecord *record, List *stages)
 			record->refused = column;
 	}
 	return unknown;
-}
-
-/* ------------------------------------------------------------------------
- * Storing
- * ------------------------------------------------------------------------
- */
-
-/*
- * Prepares a statement for the rest of the process, with one plan for all
- * pages.
- */
-static SPIPlanPtr
-prepare(const char *sql, int nargs, Oid *types)
-{
-	SPIPlanPtr	plan = SPI_prepare_cursor(sql, nargs, types,
-										  CURSOR_OPT_GENERIC_PLAN);
-
-	if (plan == NULL || SPI_keepplan(plan) != 0)
-		elog(ERROR, "could not prepare the storing statement: %s",
-			 SPI_result_code_string(SPI_result));
-	return plan;
-}
-
-/*
- * Executes a prepared statement and returns how many rows it wrote.  If it
- * has to be planned first, that happens with access by index preferred; the
- * preference ends before execution, so that triggers do not see it.
- */
-static uint64
-execute(SPIPlanPtr plan, Datum *values)
-{
-	int			guc_level = NewGUCNestLevel();
-	int			result;
-
-	hs_catalog_plan_by_index();
-	ReleaseCachedPlan(SPI_plan_get_cached_plan(plan), CurrentResourceOwner);
-	AtEOXact_GUC(false, guc_level);
-	result = SPI_execute_plan(plan, values, NULL, false, 0);
-	if (result < 0)
-		elog(ERROR, "writing to the target table failed: %s",
-			 SPI_result_code_string(result));
-	return SPI_processed;
-}
-
-/* Column `i` of all records as a text array. */
-static Datum
-column_array(HsRecord *const *records, int n, int i)
-{
-	const char **values = palloc(sizeof(char *) * n);
-
-	for (int r = 0; r < n; r++)
-		values[r] = records[r]->values[i];
-	return hs_catalog_text_array(values, n);
-}
-
-/*
- * Stores records, which must have distinct ids, and returns how many rows
- * were written.  `provisional` records come from search, whose index may lag
- * behind: they do not bring an archived row back to life.  Needs a
- * transaction with a snapshot; runs whatever hangs on the target table, and
- * throws what that throws.
- */
-uint64
-hs_mapping_store(HsMapping *mapping, const pg_uuid_t *connection_id,
-				 bool provisional, HsRecord *const *records, int n)
-{
-	int			nargs = FIXED_PARAMS + mapping->ninputs;
-	Datum	   *values;
-	uint64		written;
-
-	SPI_connect();
-	if (mapping->store_plan == NULL)
-	{
-		Oid		   *types = palloc(sizeof(Oid) * nargs);
-
-		types[PARAM_CONNECTION - 1] = UUIDOID;
-		types[PARAM_PROVISIONAL - 1] = BOOLOID;
-		for (int i = FIXED_PARAMS; i < nargs; i++)
-			types[i] = TEXTARRAYOID;
-		mapping->store_plan = prepare(mapping->store_sql, nargs, types);
-	}
-	values = palloc(sizeof(Datum) * nargs);
-	values[PARAM_CONNECTION - 1] = PointerGetDatum(connection_id);
-	values[PARAM_PROVISIONAL - 1] = BoolGetDatum(provisional);
-	for (int i = 0; i < mapping->ninputs; i++)
-		values[FIXED_PARAMS + i] = column_array(records, n, i);
-	written = execute(mapping->store_plan, values);
-	SPI_finish();
-	return written;
-}
-
-/*
- * Deletes the rows of records and returns how many there were.  Needs a
- * transaction with a snapshot.
- */
-uint64
-hs_mapping_delete(HsMapping *mapping, const pg_uuid_t *connection_id,
-				  HsRecord *const *records, int n)
-{
-	Datum		values[2];
-	uint64		deleted;
-
-	SPI_connect();
-	if (mapping->delete_plan == NULL)
-	{
-		Oid			types[2] = {UUIDOID, TEXTARRAYOID};
-
-		mapping->delete_plan = prepare(mapping->delete_sql, 2, types);
-	}
-	values[0] = PointerGetDatum(connection_id);
-	values[1] = column_array(records, n, 0);
-	deleted = execute(mapping->delete_plan, values);
-	SPI_finish();
-	return deleted;
 }
 
 /*

@@ -16,7 +16,21 @@
 #include "utils/uuid.h"
 
 #include "catalog.h"
+#include "filter.h"
 #include "json.h"
+
+/* The sync type whose owners have a history, and the properties for it. */
+#define HS_CONTACTS_TYPE "contacts"
+#define HS_OWNER_PROPERTY "hubspot_owner_id"
+
+/* Old ids of a record that others were merged into (facts section 7). */
+#define HS_MERGED_IDS_PROPERTY "hs_merged_object_ids"
+
+/* Why a row is archived. */
+#define HS_REASON_ARCHIVED "archived"
+#define HS_REASON_MERGED "merged"
+#define HS_REASON_GONE "gone"
+#define HS_REASON_FILTERED "filtered"
 
 typedef struct HsStage
 {
@@ -35,10 +49,14 @@ typedef enum HsColumnKind
 	HS_COLUMN_PROPERTIES,
 	HS_COLUMN_ARCHIVED,
 	HS_COLUMN_ARCHIVED_AT,
+	HS_COLUMN_REASON,
+	HS_COLUMN_MERGED_INTO,
 	HS_COLUMN_UPDATED_AT,
 	HS_COLUMN_NOW,				/* from here on no input of the statement */
 	HS_COLUMN_CONNECTION
 } HsColumnKind;
+
+#define HS_COLUMN_KINDS (HS_COLUMN_CONNECTION + 1)
 
 typedef struct HsColumn
 {
@@ -60,11 +78,22 @@ typedef struct HsRecord
 	TimestampTz updated_at;		/* 0: unknown */
 	bool		archived;
 	TimestampTz archived_at;	/* 0: unknown */
+	const char *reason;			/* not to be stored: its row, if there is one,
+								 * is to be marked with this; else NULL */
+	const char *merged_into;	/* with that reason; else NULL */
+	bool		unknown;		/* its row, if any, is not the sync's */
 	const HsJson *json;			/* the whole record */
 	const HsJson *properties;	/* where property values are */
 	char	  **values;			/* text per input column, NULL for null */
 	const HsColumn *refused;	/* whose value cannot be right; NULL: none */
 } HsRecord;
+
+/* A statement on the target, prepared at first use. */
+typedef struct HsStatement
+{
+	char	   *sql;
+	SPIPlanPtr	plan;
+} HsStatement;
 
 typedef struct HsMapping
 {
@@ -80,14 +109,20 @@ typedef struct HsMapping
 	int			ninputs;
 	List	   *properties;		/* of char *: to ask HubSpot for, sorted */
 	bool		has_connection;
-	bool		has_archived;
-	bool		has_updated_at;
+	bool		owns[HS_COLUMN_KINDS];	/* columns that the sync fills itself */
 	bool		keeps_rows;		/* bookkeeping goes to sync_rows */
 	bool		needs_stages;
-	char	   *store_sql;
-	char	   *delete_sql;
-	SPIPlanPtr	store_plan;		/* prepared at first use */
-	SPIPlanPtr	delete_plan;
+	bool		all_properties;
+	bool		keeps_owner_history;
+	HsFilter   *filter;			/* NULL: none */
+	HsStatement store;
+	HsStatement delete;
+	HsStatement mark;
+	HsStatement live_in_range[2];	/* by whether lengths differ */
+	HsStatement archived_in_range[2];
+	HsStatement merged;
+	HsStatement buried;
+	HsStatement count;
 	char	   *fingerprint;	/* of everything that decides what is stored */
 } HsMapping;
 
@@ -95,19 +130,13 @@ extern Oid	hs_mapping_target(const HsSyncType *type);
 extern void hs_mapping_check_roles(const HsSyncType *type, Oid owner);
 extern void hs_mapping_check_writer(const HsSyncType *type);
 extern HsMapping *hs_mapping_build(const HsSyncType *type);
+extern void hs_mapping_add_properties(HsMapping *mapping, List *names);
 extern void hs_mapping_check_target(const HsMapping *mapping);
 extern bool hs_mapping_read_record(const HsMapping *mapping,
 								   const HsJson *json, HsRecord *record,
 								   const char **problem);
 extern const char *hs_mapping_fill(const HsMapping *mapping,
 								   HsRecord *record, List *stages);
-extern uint64 hs_mapping_store(HsMapping *mapping,
-							   const pg_uuid_t *connection_id,
-							   bool provisional,
-							   HsRecord *const *records, int n);
-extern uint64 hs_mapping_delete(HsMapping *mapping,
-								const pg_uuid_t *connection_id,
-								HsRecord *const *records, int n);
 extern void hs_mapping_try_value(const HsMapping *mapping,
 								 const HsRecord *record, int column);
 

@@ -8,7 +8,8 @@
  *
  *	  retry		records that failed before, by batch read
  *	  live		all records by list, or the changed ones by search
- *	  archived	the recycle bin, after a full walk
+ *	  archived	the recycle bin, after a full walk and else once a day
+ *	  absent	records that were missed, or that others claim, one by one
  *
  * Each phase is a sequence of pages.  A page is fetched without a
  * transaction; the request for the next one is sent as soon as its cursor is
@@ -33,7 +34,9 @@
 
 #include "compat.h"
 #include "guc.h"
+#include "history.h"
 #include "pull.h"
+#include "reconcile.h"
 #include "store.h"
 
 /* Errors re-read at the start of a run, and how often each. */
@@ -43,6 +46,19 @@
 /* How much of a cursor a message shows. */
 #define MAX_SHOWN 100
 
+/*
+ * A daily reading of the recycle bin takes this share of the daily limit at
+ * most, and where none is stated, of the lowest there is (facts section 3).
+ */
+#define SWEEP_SHARE 0.05
+#define LOWEST_DAILY_LIMIT 250000
+
+/* After a full run that was not believed, auto waits so long for another. */
+#define REFUSAL_PAUSE_US (6 * USECS_PER_HOUR)
+
+/* Definitions of properties are read anew when they are this old. */
+#define PROPERTIES_AGE_S (1.0 * SECS_PER_HOUR)
+
 /* HubSpot's servers may differ by so much without being wrong. */
 #define CLOCK_TOLERANCE_US (5 * USECS_PER_MINUTE)
 
@@ -50,13 +66,16 @@ typedef enum Phase
 {
 	PHASE_LIVE,
 	PHASE_ARCHIVED,
+	PHASE_ABSENT,
 	PHASE_DONE
 } Phase;
 
 static const char *const no_date_remark =
 	"HubSpot's answer had no usable Date header, so the time from which changes are looked for did not move";
 
-static const char *const phase_names[] = {"live", "archived", "done"};
+static const char *const phase_names[] = {
+	"live", "archived", "absent", "done"
+};
 
 typedef struct Pull
 {
@@ -64,10 +83,12 @@ typedef struct Pull
 	HsStore		store;
 	HsSyncState state;
 	const char *mode;			/* full, incremental or timeframe */
-	bool		by_search;
+	bool		by_search;		/* in the live phase */
+	bool		sweeps;			/* reads the recycle bin though it searches */
 	bool		deep;			/* reaches back by the deep overlap */
 	bool		completes_full; /* may count as the full run */
-	bool		wide;			/* ids are listed, records read by batch */
+	bool		wide_list;		/* ids are listed, records read by batch */
+	bool		wide_search;	/* the same of searches */
 	bool		continues;
 	bool		incomplete;		/* something is left for the next run */
 	List	   *retry_ids;		/* of char * */
@@ -79,7 +100,17 @@ typedef struct Pull
 	bool		has_t0;			/* the first attempt's first answer was read */
 	TimestampTz t0;				/* HubSpot's clock then; 0: it told none */
 	char	   *after;			/* list cursor of the next page, NULL: first */
-	int64		last_id;		/* search: ids up to here are stored */
+	bool		cursor_is_old;	/* HubSpot may not know it any more */
+	int64		last_id;		/* ids up to here were met in this phase */
+	bool		unordered;		/* the live list was: it proves nothing */
+	bool		bin_unordered;	/* the recycle bin's list was */
+
+	bool		swept;			/* the recycle bin was read */
+	int			requests_before_bin;
+	char	   *swept_to;		/* where the sweep was broken off; NULL: at the
+								 * end of the bin */
+	int64		swept_id;
+	int			refused;		/* records gone, too many to be believed */
 
 	HTAB	   *cursors;		/* list cursors followed in this phase */
 	MemoryContext page_context;
@@ -106,6 +137,20 @@ to_epoch_ms(TimestampTz t)
 	return t == 0 ? 0 : hs_json_epoch_ms(t);
 }
 
+/* Appends what only the end of a run writes down. */
+static void
+append_sweep(StringInfo json, const Pull *pull)
+{
+	if (pull->incomplete)
+		appendStringInfoString(json, ", \"incomplete\": true");
+	if (!pull->swept)
+		return;
+	appendStringInfo(json, ", \"swept\": true, \"swept_id\": \"" INT64_FORMAT
+						   "\", \"swept_to\": ",
+					 pull->swept_id);
+	hs_json_append_string(json, pull->swept_to);
+}
+
 /*
  * Where the walk stands, as JSON.
  */
@@ -118,16 +163,38 @@ checkpoint_text(const Pull *pull)
 	appendStringInfo(&json,
 					 "{\"phase\": \"%s\", \"since_ms\": " INT64_FORMAT
 					 ", \"t0_ms\": " INT64_FORMAT ", \"last_id\": \"" INT64_FORMAT
-					 "\", \"started_ms\": " INT64_FORMAT ", \"after\": ",
+					 "\", \"started_ms\": " INT64_FORMAT "%s",
 					 phase_names[pull->phase], to_epoch_ms(pull->since),
 					 to_epoch_ms(pull->t0), pull->last_id,
-					 to_epoch_ms(pull->attempt_start));
+					 to_epoch_ms(pull->attempt_start),
+					 pull->unordered ? ", \"unordered\": true" : "");
+	append_sweep(&json, pull);
+	appendStringInfoString(&json, ", \"after\": ");
 	if (pull->after != NULL)
 		hs_json_append_string(&json, pull->after);
 	else
 		appendStringInfoString(&json, "null");
 	appendStringInfoChar(&json, '}');
 	return json.data;
+}
+
+/*
+ * Reads from a checkpoint whether the recycle bin was read, and what else
+ * only the end of a run writes down.
+ */
+static void
+restore_sweep(Pull *pull, const HsJson *checkpoint)
+{
+	const char *swept_to = hs_json_text(hs_json_member(checkpoint, "swept_to"));
+
+	(void) hs_json_bool(hs_json_member(checkpoint, "incomplete"),
+						&pull->incomplete);
+	(void) hs_json_bool(hs_json_member(checkpoint, "swept"), &pull->swept);
+	pull->swept_to = swept_to ? pstrdup(swept_to) : NULL;
+	if (!hs_json_int64(hs_json_member(checkpoint, "swept_id"), &pull->swept_id))
+		pull->swept_id = 0;
+	if (pull->by_search && pull->phase != PHASE_LIVE)
+		pull->sweeps = pull->phase == PHASE_ARCHIVED;
 }
 
 /* A time of a checkpoint, 0 for none. */
@@ -190,8 +257,12 @@ restore_checkpoint(Pull *pull, const char *text)
 	pull->t0 = t0;
 	pull->attempt_start = started;
 	pull->after = after ? pstrdup(after) : NULL;
+	pull->cursor_is_old = after != NULL;
+	restore_sweep(pull, parse.root);
 	if (!hs_json_int64(hs_json_member(parse.root, "last_id"), &pull->last_id))
 		pull->last_id = 0;
+	(void) hs_json_bool(hs_json_member(parse.root, "unordered"),
+						&pull->unordered);
 }
 
 /* ------------------------------------------------------------------------
@@ -200,26 +271,41 @@ restore_checkpoint(Pull *pull, const char *text)
  */
 
 /*
- * Resolves mode auto: incremental once a full run with this mapping has
- * succeeded that is not too old.
+ * Whether a full run is due: there was none with this mapping yet, or the
+ * last one is too old.  One that was not believed is not repeated at once,
+ * since it costs as much again.
+ */
+static bool
+is_full_due(const Pull *pull)
+{
+	const HsSyncState *state = &pull->state;
+	int64		every = full_every(pull->store.type);
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (state->last_refused_at != 0 &&
+		state->last_refused_at + Min(every, REFUSAL_PAUSE_US) > now)
+		return false;
+	return state->last_full_at == 0 || state->last_full_mapping == NULL ||
+		strcmp(state->last_full_mapping, pull->store.mapping->fingerprint) != 0 ||
+		state->last_full_at + every <= now;
+}
+
+/*
+ * Resolves mode auto.
  */
 static const char *
 resolve_mode(const Pull *pull)
 {
 	const HsRunRequest *request = &pull->run->request;
-	const HsSyncType *type = pull->store.type;
-	const HsSyncState *state = &pull->state;
 
 	if (request->timeframe != NULL)
 		return "timeframe";
-	if (pull->store.mapping->is_owners || type->modified_property == NULL)
+	if (pull->store.mapping->is_owners ||
+		pull->store.type->modified_property == NULL)
 		return "full";
 	if (strcmp(request->mode, "auto") != 0)
 		return request->mode;
-	if (state->last_full_at == 0 || state->last_full_mapping == NULL ||
-		strcmp(state->last_full_mapping, pull->store.mapping->fingerprint) != 0)
-		return "full";
-	return state->last_full_at + full_every(type) <= GetCurrentTimestamp() ? "full" : "incremental";
+	return is_full_due(pull) ? "full" : "incremental";
 }
 
 /*
@@ -243,6 +329,19 @@ set_since(Pull *pull)
 							  hs_deep_overlap * USECS_PER_SEC);
 }
 
+/*
+ * Whether an incremental run reads the recycle bin as well: once a day, since
+ * neither archiving nor restoring is a change that a search finds (facts
+ * section 7).
+ */
+static bool
+is_sweep_due(const Pull *pull)
+{
+	return strcmp(pull->mode, "incremental") == 0 &&
+		strcmp(pull->store.type->delete_policy, "ignore") != 0 &&
+		pull->state.last_sweep_at + USECS_PER_DAY < GetCurrentTimestamp();
+}
+
 /* Sets up what follows from the mode. */
 static void
 apply_mode(Pull *pull)
@@ -252,32 +351,60 @@ apply_mode(Pull *pull)
 	pull->by_search = strcmp(pull->mode, "full") != 0;
 	pull->completes_full = !pull->by_search && !scoped;
 	pull->deep = pull->completes_full;
+	pull->sweeps = is_sweep_due(pull);
+	pull->store.notes_absences = !scoped && !pull->store.mapping->is_owners &&
+		strcmp(pull->store.type->delete_policy, "ignore") != 0;
+	pull->store.follows_owners = pull->state.last_full_at != 0;
+	pull->last_id = pull->by_search ? 0 : -1;
 	if (strcmp(pull->mode, "incremental") == 0)
 		set_since(pull);
 }
 
-/*
- * Whether pages can carry the properties themselves; if not, they list ids
- * and the records are read by batch.
- */
+/* Whether the search for this run's records fits with all its properties. */
 static bool
-is_wide(const Pull *pull)
+search_fits(const Pull *pull)
 {
 	const HsSyncType *type = pull->store.type;
-	List	   *properties = pull->store.mapping->properties;
 	bool		timeframe = pull->run->request.timeframe != NULL;
 	HsApiSearch search = {
 		.filter_property = timeframe ? type->created_property
 		: type->modified_property,
 		.from = PG_INT64_MAX / 2,
 		.to = PG_INT64_MAX / 2,
-		.properties = properties
+		.properties = pull->store.mapping->properties
 	};
 
-	if (pull->store.mapping->is_owners)
-		return false;
-	return pull->by_search ? !hs_api_search_fits(&search)
-		: !hs_api_list_fits(type->object_type, properties);
+	return hs_api_search_fits(&search);
+}
+
+/*
+ * Finds out whether pages can carry the properties themselves; if not, they
+ * list ids and the records are read by batch.
+ */
+static void
+measure_requests(Pull *pull)
+{
+	const HsMapping *mapping = pull->store.mapping;
+
+	if (mapping->is_owners)
+		return;
+	pull->wide_list = !hs_api_list_fits(pull->store.type->object_type,
+										mapping->properties);
+	pull->wide_search = pull->by_search && !search_fits(pull);
+}
+
+/* Whether the present phase reads a list; if not, a search. */
+static bool
+is_listing(const Pull *pull)
+{
+	return !pull->by_search || pull->phase == PHASE_ARCHIVED;
+}
+
+/* Whether the present phase's pages bring ids only. */
+static bool
+is_wide(const Pull *pull)
+{
+	return is_listing(pull) ? pull->wide_list : pull->wide_search;
 }
 
 /* The table of list cursors, to notice one that comes back. */
@@ -328,8 +455,36 @@ prepare_retries(Pull *pull)
 }
 
 /*
- * Reads configuration and state, and writes down what the run has resolved
- * to.
+ * Prepares what the run notes about records that it misses.  A walk that
+ * begins anew forgets what an earlier one has missed.
+ */
+static void
+prepare_absences(Pull *pull)
+{
+	const HsRunRequest *request = &pull->run->request;
+
+	if (pull->completes_full && !pull->continues)
+		hs_catalog_clear_absences(&request->connection_id, request->sync_type);
+	pull->store.has_absences =
+		hs_catalog_has_absences(&request->connection_id, request->sync_type);
+}
+
+/* Reads configuration and state, and resolves the mode. */
+static void
+read_configuration(Pull *pull)
+{
+	const HsRunRequest *request = &pull->run->request;
+
+	prepare_store(&pull->store, pull->run);
+	hs_catalog_state(&request->connection_id, request->sync_type, &pull->state);
+	pull->mode = resolve_mode(pull);
+	pull->attempt_start = GetCurrentTimestamp();
+	apply_mode(pull);
+}
+
+/*
+ * Begins the run: a first transaction, in which it writes down what it has
+ * resolved to.
  */
 static Pull *
 prepare(HsRun *run)
@@ -345,12 +500,7 @@ prepare(HsRun *run)
 											   ALLOCSET_DEFAULT_SIZES);
 	hs_run_begin(run);
 	MemoryContextSwitchTo(run->context);
-	prepare_store(&pull->store, run);
-	hs_catalog_state(&request->connection_id, request->sync_type, &pull->state);
-	pull->mode = resolve_mode(pull);
-	pull->attempt_start = GetCurrentTimestamp();
-	apply_mode(pull);
-	pull->wide = is_wide(pull);
+	read_configuration(pull);
 	if (hs_catalog_resume(request, pull->mode, pull->store.mapping->fingerprint,
 						  &resume))
 		restore_checkpoint(pull, resume.checkpoint);
@@ -358,8 +508,93 @@ prepare(HsRun *run)
 						 pull->continues ? checkpoint_text(pull) : NULL,
 						 pull->continues ? &resume.run_id : NULL);
 	prepare_retries(pull);
+	prepare_absences(pull);
 	hs_run_commit(run);
 	return pull;
+}
+
+/* ------------------------------------------------------------------------
+ * All properties
+ * ------------------------------------------------------------------------
+ */
+
+/* The names of the properties that an answer defines, NIL if none. */
+static List *
+defined_properties(const HsJson *definitions)
+{
+	List	   *names = NIL;
+
+	for (int i = 0; i < hs_json_length(definitions); i++)
+	{
+		const HsJson *definition = hs_json_element(definitions, i);
+		const char *name = hs_json_text(hs_json_member(definition, "name"));
+		bool		archived = false;
+
+		(void) hs_json_bool(hs_json_member(definition, "archived"), &archived);
+		if (name != NULL && name[0] != '\0' && !archived)
+			names = lappend(names, pstrdup(name));
+	}
+	return names;
+}
+
+/* Keeps the names for later runs. */
+static void
+save_properties(Pull *pull, List *names)
+{
+	const char **array = palloc(sizeof(char *) * Max(list_length(names), 1));
+	ListCell   *lc;
+	int			n = 0;
+
+	foreach(lc, names)
+		array[n++] = lfirst(lc);
+	hs_run_begin(pull->run);
+	hs_catalog_save_properties(&pull->run->request.connection_id,
+							   pull->store.type->object_type, array, n);
+	hs_run_commit(pull->run);
+}
+
+/* The names that a recent run has found, NIL if there was none. */
+static List *
+known_properties(Pull *pull)
+{
+	List	   *names;
+
+	hs_run_begin(pull->run);
+	names = hs_catalog_properties(&pull->run->request.connection_id,
+								  pull->store.type->object_type,
+								  PROPERTIES_AGE_S);
+	hs_run_commit(pull->run);
+	return names;
+}
+
+/*
+ * For a type that fetches all properties, finds out which there are: from
+ * HubSpot, or, for a search, from what a recent run has found.
+ */
+static void
+find_properties(Pull *pull)
+{
+	MemoryContext old = MemoryContextSwitchTo(pull->page_context);
+	List	   *names = pull->by_search ? known_properties(pull) : NIL;
+
+	if (names == NIL)
+	{
+		HsApi	   *api = pull->run->api;
+		HsApiCall  *call = hs_api_properties(api, pull->store.type->object_type);
+
+		names = defined_properties(hs_json_member(hs_api_finish(api, call),
+												  "results"));
+		if (names == NIL)
+			ereport(ERROR,
+					(errcode(ERRCODE_PROTOCOL_VIOLATION),
+					 errmsg("HubSpot defines no properties for object type \"%s\"",
+							pull->store.type->object_type)));
+		save_properties(pull, names);
+	}
+	MemoryContextSwitchTo(pull->run->context);
+	hs_mapping_add_properties(pull->store.mapping, names);
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(pull->page_context);
 }
 
 /* ------------------------------------------------------------------------
@@ -393,7 +628,7 @@ start_search(Pull *pull)
 		.from = timeframe ? request->range_from : pull->since,
 		.to = timeframe ? request->range_to : 0,
 		.after_id = pull->last_id,
-		.properties = pull->wide ? NIL : pull->store.mapping->properties
+		.properties = pull->wide_search ? NIL : pull->store.mapping->properties
 	};
 
 	return hs_api_search(pull->run->api, type->object_type, &search);
@@ -409,10 +644,10 @@ start_page(Pull *pull)
 
 	if (pull->store.mapping->is_owners)
 		return hs_api_owners(pull->run->api, archived, pull->after);
-	if (pull->by_search)
+	if (!is_listing(pull))
 		return start_search(pull);
 	return hs_api_list(pull->run->api, pull->store.type->object_type,
-					   pull->wide ? NIL : pull->store.mapping->properties,
+					   pull->wide_list ? NIL : pull->store.mapping->properties,
 					   archived, pull->after);
 }
 
@@ -497,34 +732,119 @@ advance_list(Pull *pull, const HsJson *root)
 	return true;
 }
 
-/* Begins the next phase. */
+/* Which phase follows the present one. */
+static Phase
+phase_after(const Pull *pull)
+{
+	bool		bin_too = pull->sweeps || (!pull->by_search &&
+										   strcmp(pull->store.type->delete_policy, "ignore") != 0);
+
+	if (pull->phase == PHASE_LIVE && bin_too)
+		return PHASE_ARCHIVED;
+	return pull->phase == PHASE_ABSENT ? PHASE_DONE : PHASE_ABSENT;
+}
+
+/* Forgets the cursors followed. */
 static void
-next_phase(Pull *pull)
+forget_cursors(Pull *pull)
 {
 	HASH_SEQ_STATUS scan;
 	uint64	   *entry;
-	bool		archived_too = !pull->by_search &&
-		strcmp(pull->store.type->delete_policy, "ignore") != 0;
 
-	pull->phase = pull->phase == PHASE_LIVE && archived_too
-		? PHASE_ARCHIVED : PHASE_DONE;
-	if (pull->after != NULL)
-		pfree(pull->after);
-	pull->after = NULL;
 	hash_seq_init(&scan, pull->cursors);
 	while ((entry = hash_seq_search(&scan)) != NULL)
 		(void) hash_search(pull->cursors, entry, HASH_REMOVE, NULL);
 }
 
-/* Moves the walk past a page, into the next phase at a phase's end. */
+/*
+ * Begins the next phase.  A sweep goes on where the one before had to stop.
+ */
 static void
-advance(Pull *pull, const HsJson *root)
+next_phase(Pull *pull)
 {
-	bool		more = pull->by_search ? advance_search(pull, root)
-		: advance_list(pull, root);
+	pull->swept |= pull->phase == PHASE_ARCHIVED;
+	pull->phase = phase_after(pull);
+	pull->requests_before_bin = pull->run->api->stats.requests;
+	if (pull->after != NULL)
+		pfree(pull->after);
+	pull->after = NULL;
+	pull->last_id = -1;
+	forget_cursors(pull);
+	if (pull->phase != PHASE_ARCHIVED || !pull->sweeps ||
+		pull->state.sweep_after == NULL)
+		return;
+	pull->after = MemoryContextStrdup(pull->run->context,
+									  pull->state.sweep_after);
+	pull->last_id = pull->state.sweep_last_id;
+	pull->cursor_is_old = true;
+}
 
+/* Whether a sweep has had its share of the daily limit. */
+static bool
+is_sweep_exhausted(const Pull *pull)
+{
+	long		limit = pull->run->api->daily_limit;
+
+	return pull->sweeps && pull->phase == PHASE_ARCHIVED &&
+		pull->run->api->stats.requests - pull->requests_before_bin >=
+		SWEEP_SHARE * (limit > 0 ? limit : LOWEST_DAILY_LIMIT);
+}
+
+/* Ends the phase where there is no more of it, or enough. */
+static void
+leave_page(Pull *pull, bool more)
+{
+	if (more && is_sweep_exhausted(pull))
+	{
+		pull->swept_to = MemoryContextStrdup(pull->run->context, pull->after);
+		pull->swept_id = pull->last_id;
+		more = false;
+	}
 	if (!more)
 		next_phase(pull);
+}
+
+/* Whether a page's ids ascend, from above those of the pages before. */
+static bool
+is_ascending(const Pull *pull, const HsRecordPage *page)
+{
+	int64		last = pull->last_id;
+
+	for (int i = 0; i < page->nids; i++)
+	{
+		if (page->id_numbers[i] <= last)
+			return false;
+		last = page->id_numbers[i];
+	}
+	return true;
+}
+
+/*
+ * Notes which part of the list a page covers: the list is in the order of
+ * ids, so what is missing there does not exist.  A list that is not in order
+ * proves nothing any more.
+ */
+static void
+note_range(Pull *pull, HsRecordPage *page, HsRange *range, bool more)
+{
+	bool		bin = pull->phase == PHASE_ARCHIVED;
+	bool	   *unordered = bin ? &pull->bin_unordered : &pull->unordered;
+
+	if (!is_listing(pull) || !pull->store.notes_absences)
+		return;
+	if (!is_ascending(pull, page))
+	{
+		*unordered = true;
+		pull->run->remark = "HubSpot's list was not in the order of ids, so records that are missing on it were not looked for";
+	}
+	range->low = pull->last_id;
+	for (int i = 0; i < page->nids; i++)
+		pull->last_id = Max(pull->last_id, page->id_numbers[i]);
+	range->high = more ? pull->last_id : PG_INT64_MAX;
+	range->present = page->id_numbers;
+	range->n = page->nids;
+	if (!*unordered && range->high > range->low)
+		page->range = range;
 }
 
 /* Reads at most HS_API_BATCH_LIMIT records and stores them. */
@@ -548,29 +868,31 @@ store_batch(Pull *pull, const char **ids, int n, HsRecordPage *page,
 
 /*
  * Reads the records of a page of ids by batch, and stores them.  Only the
- * last batch moves the checkpoint.
+ * last batch moves the checkpoint and says what the page proves.
  */
 static void
 store_by_batch(Pull *pull, HsRecordPage *listed)
 {
-	int			n = hs_json_length(listed->results);
-	const char **ids = palloc(sizeof(char *) * Max(n, 1));
-	int			usable = hs_store_read_ids(&pull->store, listed, ids);
+	const HsRange *range = listed->range;
 	int			done = 0;
 
 	/* The dead letters of what has no id. */
+	listed->range = NULL;
 	if (listed->letters != NIL)
 		hs_store_save(&pull->store, listed, NULL);
 	do
 	{
-		int			part = Min(usable - done, HS_API_BATCH_LIMIT);
-		bool		last = done + part == usable;
-		HsRecordPage page = {.in_recycle_bin = listed->in_recycle_bin};
+		int			part = Min(listed->nids - done, HS_API_BATCH_LIMIT);
+		bool		last = done + part == listed->nids;
+		HsRecordPage page = {
+			.in_recycle_bin = listed->in_recycle_bin,
+			.range = last ? range : NULL
+		};
 
-		store_batch(pull, ids + done, part, &page,
+		store_batch(pull, listed->ids + done, part, &page,
 					last ? checkpoint_text(pull) : NULL);
 		done += part;
-	} while (done < usable);
+	} while (done < listed->nids);
 }
 
 /*
@@ -596,15 +918,24 @@ note_t0(Pull *pull)
 
 /*
  * Begins the walk anew: HubSpot does not know the checkpoint's cursor any
- * more.  What the earlier run stored stays, and so does its T0.
+ * more.  What the earlier run stored stays, and so does its T0.  A sweep
+ * begins anew by itself.
  */
 static HsApiCall *
 start_over(Pull *pull)
 {
-	pull->phase = PHASE_LIVE;
+	if (!pull->by_search)
+		pull->phase = PHASE_LIVE;
 	pull->after = NULL;
-	pull->last_id = 0;
+	pull->last_id = -1;
 	return start_page(pull);
+}
+
+/* Starts the request for the next page, NULL at the end of the pages. */
+static HsApiCall *
+start_next(Pull *pull)
+{
+	return pull->phase < PHASE_ABSENT ? start_page(pull) : NULL;
 }
 
 /*
@@ -622,16 +953,22 @@ end_early(Pull *pull)
 	next_phase(pull);
 	hs_store_read(&pull->store, &nothing);
 	hs_store_save(&pull->store, &nothing, checkpoint_text(pull));
-	return NULL;
+	return start_next(pull);
 }
 
 /* Waits for a page.  NULL: see turn_page(). */
 static const HsJson *
 finish_page(Pull *pull, HsApiCall *call)
 {
-	if (pull->by_search && pull->last_id > 0)
-		pull->run->api->tolerates = HS_TOLERATE_MISSING_RESULTS;
-	return hs_api_finish(pull->run->api, call);
+	HsApi	   *api = pull->run->api;
+
+	if (!is_listing(pull) && pull->last_id > 0)
+		api->tolerates = HS_TOLERATE_MISSING_RESULTS;
+	else if (is_listing(pull) && pull->cursor_is_old)
+		api->tolerates = HS_TOLERATE_BAD_REQUEST;
+	if (is_listing(pull))
+		pull->cursor_is_old = false;
+	return hs_api_finish(api, call);
 }
 
 /*
@@ -642,38 +979,43 @@ static HsApiCall *
 turn_page(Pull *pull, HsApiCall *call)
 {
 	const HsJson *root = finish_page(pull, call);
+	bool		listing = is_listing(pull);
+	bool		wide = is_wide(pull);
+	HsRange		range;
 	HsRecordPage page = {
 		.results = hs_json_member(root, "results"),
-		.provisional = pull->by_search,
+		.provisional = !listing,
 		.in_recycle_bin = pull->phase == PHASE_ARCHIVED
 	};
-	HsApiCall  *next = NULL;
+	HsApiCall  *next;
+	bool		more;
 
 	if (root == NULL)
-		return pull->by_search ? end_early(pull) : start_over(pull);
+		return listing ? start_over(pull) : end_early(pull);
 
 	note_t0(pull);
-	if (!pull->wide)
+	if (wide)
+		hs_store_read_ids(&pull->store, &page);
+	else
 		hs_store_read(&pull->store, &page);
-	advance(pull, root);
-	if (pull->phase != PHASE_DONE)
-		next = start_page(pull);
-	if (pull->wide)
+	more = listing ? advance_list(pull, root) : advance_search(pull, root);
+	note_range(pull, &page, &range, more);
+	leave_page(pull, more);
+	next = start_next(pull);
+	if (wide)
 		store_by_batch(pull, &page);
 	else
 		hs_store_save(&pull->store, &page, checkpoint_text(pull));
 	return next;
 }
 
-/* Walks from where the run stands to the end. */
+/* Walks from where the run stands to the end of the pages. */
 static void
 walk(Pull *pull)
 {
 	MemoryContext old = MemoryContextSwitchTo(pull->page_context);
-	HsApiCall  *call = pull->phase == PHASE_DONE ? NULL : start_page(pull);
+	HsApiCall  *call = start_next(pull);
 
-	if (pull->after != NULL)
-		pull->run->api->tolerates = HS_TOLERATE_BAD_REQUEST;
 	while (call != NULL)
 	{
 		call = turn_page(pull, call);
@@ -781,8 +1123,26 @@ save_state(Pull *pull)
 		return;
 	}
 	hs_catalog_save_state(&request->connection_id, request->sync_type,
-						  pull->t0, pull->completes_full, pull->deep,
-						  pull->store.mapping->fingerprint);
+						  pull->t0, pull->completes_full && pull->refused == 0,
+						  pull->deep, pull->store.mapping->fingerprint);
+	if (pull->swept)
+		hs_catalog_save_sweep(&request->connection_id, request->sync_type,
+							  pull->swept_to, pull->swept_id);
+}
+
+/*
+ * Notes that the run did not believe what it found absent: it does not count
+ * as the full run.
+ */
+static void
+save_refusal(Pull *pull)
+{
+	const HsRunRequest *request = &pull->run->request;
+
+	hs_catalog_refuse_absences(&request->connection_id, request->sync_type,
+							   &pull->run->id);
+	hs_catalog_save_refusal(&request->connection_id, request->sync_type);
+	pull->run->refused = pull->refused;
 }
 
 /*
@@ -801,6 +1161,10 @@ complete(Pull *pull)
 									 request->sync_type, pull->attempt_start);
 	if (request->scope[0] == '\0' && !pull->incomplete)
 		save_state(pull);
+	if (pull->refused > 0)
+		save_refusal(pull);
+	else if (pull->completes_full)
+		hs_catalog_clear_absences(&request->connection_id, request->sync_type);
 	hs_run_complete(run);
 	hs_run_commit(run);
 }
@@ -814,8 +1178,14 @@ hs_pull_run(HsRun *run)
 {
 	Pull	   *pull = prepare(run);
 
+	if (pull->store.mapping->all_properties && !pull->store.mapping->is_owners)
+		find_properties(pull);
+	measure_requests(pull);
 	if (pull->retry_ids != NIL)
 		retry_errors(pull);
 	walk(pull);
+	pull->refused = hs_reconcile(&pull->store,
+								 pull->completes_full && !pull->unordered);
+	hs_history_read(&pull->store);
 	complete(pull);
 }

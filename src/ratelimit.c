@@ -202,6 +202,20 @@ init_account(Account *account, uint64 key, TimestampTz now)
 	}
 }
 
+/* Finds an account's buckets, NULL if there are none; the spinlock is held. */
+static Account *
+look_up_account(uint64 key)
+{
+	for (int i = 0; i < MAX_ACCOUNTS; i++)
+	{
+		Account    *a = &buckets->account[i];
+
+		if (a->last_used != 0 && a->key == key)
+			return a;
+	}
+	return NULL;
+}
+
 /*
  * Finds an account's buckets; the least recently used give way where there
  * are too many.  The spinlock is held.
@@ -311,6 +325,38 @@ hs_ratelimit_hold(uint64 key, HsBucket which, int64 delay_ms)
 	b->held_until = Max(b->held_until, now + delay_ms * 1000);
 	b->next = Max(b->next, b->held_until);
 	SpinLockRelease(&buckets->mutex);
+}
+
+/*
+ * How full a bucket is; that of an account nobody uses is as it would begin.
+ * Changes nothing.  Does not throw, except as hs_ratelimit_reserve().
+ */
+HsBucketLevel
+hs_ratelimit_level(uint64 key, HsBucket which)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	HsBucketLevel level = {0};
+	Account		unused;
+	Account    *account;
+	Bucket	   *b;
+	int64		used;
+
+	ensure_buckets();
+	SpinLockAcquire(&buckets->mutex);
+	account = look_up_account(key);
+	if (account == NULL)
+	{
+		init_account(&unused, key, now);
+		account = &unused;
+	}
+	b = &account->bucket[which];
+	used = Max(b->next - now, 0) / interval_of(b);
+	level.capacity = (int) b->limit;
+	level.available = b->held_until > now ? 0
+		: (int) Max(b->limit - used, 0);
+	level.held_until = b->held_until > now ? b->held_until : 0;
+	SpinLockRelease(&buckets->mutex);
+	return level;
 }
 
 /*

@@ -20,10 +20,19 @@ typedef enum HsBucket
 
 #define HS_BUCKET_COUNT 2
 
+/* What a bucket would allow at this moment. */
+typedef struct HsBucketLevel
+{
+	int			capacity;		/* requests of one window */
+	int			available;		/* of them that are left */
+	TimestampTz held_until;		/* 0: not held */
+} HsBucketLevel;
+
 extern void hs_ratelimit_preload(void);
 extern TimestampTz hs_ratelimit_reserve(uint64 key, HsBucket bucket);
 extern TimestampTz hs_ratelimit_held_until(uint64 key, HsBucket bucket);
 extern void hs_ratelimit_hold(uint64 key, HsBucket bucket, int64 delay_ms);
+extern HsBucketLevel hs_ratelimit_level(uint64 key, HsBucket bucket);
 extern void hs_ratelimit_learn(uint64 key, long max, long interval_ms,
 							   long remaining);
 

@@ -30,6 +30,7 @@
 #include "utils/syscache.h"
 
 #include "compat.h"
+#include "guc.h"
 #include "hubspot_sync.h"
 #include "mapping.h"
 #include "request.h"
@@ -70,6 +71,26 @@ check_server(void)
 				 errmsg("hubspot_sync needs a database with encoding UTF8"),
 				 errdetail("This database has encoding %s.",
 						   GetDatabaseEncodingName())));
+}
+
+/*
+ * Refuses where somebody has switched synchronisation off, or in a copy of
+ * the database it belongs to: the original calls the same account.
+ */
+static void
+check_home(void)
+{
+	if (!hs_enabled)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("synchronisation is switched off"),
+				 errhint("Set \"hubspot_sync.enabled\" to on.")));
+	if (!hs_catalog_is_home())
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("this database is a copy of the one that hubspot_sync was set up in"),
+				 errdetail("The original may be calling the same HubSpot account."),
+				 errhint("If this one is to take its place, call adopt_hubspot_sync() as a superuser.")));
 }
 
 /*
@@ -369,6 +390,7 @@ hs_request_run(const HsRequestArgs *args, pg_uuid_t *id)
 	HsRunTicket ticket = {.database = MyDatabaseId};
 
 	check_server();
+	check_home();
 	type = find_type(args->sync_type);
 	hs_request_connection(args->connection, &connection);
 	request.connection_id = connection.id;
@@ -380,7 +402,9 @@ hs_request_run(const HsRequestArgs *args, pg_uuid_t *id)
 		request.mode = "full";	/* the only one there is */
 	resolve_timeframe(type, &request);
 	ticket.role = find_owner(type);
-	check_settings(ticket.role);
+	/* The launcher's visitor is nobody's session. */
+	if (strcmp(args->source, "launcher") != 0)
+		check_settings(ticket.role);
 	if (!insert_or_join(&request, id, &ticket.lock_key))
 		return false;
 

@@ -189,6 +189,29 @@ append_failure(StringInfo json, const HsApiFailure *failure)
 	append_member(json, "missing_scopes", failure->scopes);
 }
 
+/* Appends what is wrong with a run that has read everything. */
+static void
+append_shortfall(StringInfo json, const HsRun *run)
+{
+	char	   *failed = psprintf("%d of %d records could not be stored; see sync_errors",
+								  run->counters.failed,
+								  run->counters.processed);
+
+	if (run->refused == 0)
+	{
+		append_member(json, "message", failed);
+		return;
+	}
+	append_member(json, "message",
+				  psprintf("%d records are absent in HubSpot, too many to archive them unasked",
+						   run->refused));
+	append_member(json, "hint",
+				  "If they were deleted, call accept_hubspot_absence() with this run's id; else see whether the token has lost permissions.");
+	append_count(json, "absent", run->refused);
+	if (run->counters.failed > 0)
+		append_member(json, "detail", failed);
+}
+
 /*
  * The run's error_details: what stopped it, if `error` is given, and what was
  * notable.  NULL if there is nothing to say.
@@ -209,9 +232,7 @@ error_details(const HsRun *run, const char *reason, const ErrorData *error)
 		append_member(&json, "sqlstate", unpack_sql_state(error->sqlerrcode));
 	}
 	else if (reason != NULL)
-		append_member(&json, "message",
-					  psprintf("%d of %d records could not be stored; see sync_errors",
-							   run->counters.failed, run->counters.processed));
+		append_shortfall(&json, run);
 	if (run->api != NULL)
 	{
 		if (error != NULL && run->api->failure.reason != NULL)
@@ -224,20 +245,32 @@ error_details(const HsRun *run, const char *reason, const ErrorData *error)
 	return json.len > 2 ? json.data : NULL;
 }
 
+/* Tidies up the log of the run's type. */
+static void
+expire_log(const HsRun *run)
+{
+	if (hs_log_retention > 0)
+		hs_catalog_expire(&run->request.connection_id, run->request.sync_type,
+						  hs_log_retention);
+}
+
 /*
  * Closes the log entry of a run that has read everything, in the current
- * transaction.
+ * transaction, and tidies up the log.
  */
 void
 hs_run_complete(HsRun *run)
 {
-	bool		partial = run->counters.failed > 0;
+	const char *reason = NULL;
 
+	if (run->refused > 0)
+		reason = "mass_absence";
+	else if (run->counters.failed > 0)
+		reason = "records_failed";
 	count_requests(run);
-	hs_catalog_finish_run(&run->id, partial ? "partial" : "success",
-						  &run->counters,
-						  error_details(run, partial ? "records_failed" : NULL,
-										NULL));
+	hs_catalog_finish_run(&run->id, reason ? "partial" : "success",
+						  &run->counters, error_details(run, reason, NULL));
+	expire_log(run);
 }
 
 /* The documented reason for a failure. */
@@ -299,6 +332,7 @@ fail(HsRun *run, const ErrorData *error, bool timed_out)
 	count_requests(run);
 	hs_catalog_finish_run(&run->id, cancelled ? "cancelled" : "failed",
 						  &run->counters, error_details(run, reason, error));
+	expire_log(run);
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(old);
@@ -368,6 +402,17 @@ claim(HsRun *run)
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(run->context);
 	return claimed;
+}
+
+/* Throws if synchronisation was switched off since the request. */
+static void
+check_enabled(void)
+{
+	if (!hs_enabled)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("synchronisation is switched off"),
+				 errhint("Set \"hubspot_sync.enabled\" to on.")));
 }
 
 /* Opens the API, labelled with what pg_stat_activity should show. */
@@ -469,6 +514,7 @@ hs_run_execute(const HsRunTicket *ticket)
 		run->claimed = claim(run);
 		if (run->claimed)
 		{
+			check_enabled();
 			open_api(run);
 			hs_pull_run(run);
 		}

@@ -15,26 +15,22 @@
 #include "access/htup_details.h"
 #include "access/xact.h"
 #include "catalog/pg_type.h"
-#include "commands/dbcommands.h"
-#include "commands/extension.h"
-#include "commands/trigger.h"
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
+#include "tcop/utility.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
-#include "utils/lsyscache.h"
 #include "utils/memutils.h"
-#include "utils/rel.h"
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
 #include "api.h"
 #include "catalog.h"
 #include "compat.h"
-#include "mapping.h"
+#include "ratelimit.h"
 #include "request.h"
 #include "subxact.h"
 #include "wait.h"
@@ -51,9 +47,9 @@ PG_FUNCTION_INFO_V1(hubspot_sync_run);
 PG_FUNCTION_INFO_V1(hubspot_sync_wait);
 PG_FUNCTION_INFO_V1(hubspot_sync_cancel);
 PG_FUNCTION_INFO_V1(hubspot_sync_test_connection);
-PG_FUNCTION_INFO_V1(hubspot_sync_schedule);
-PG_FUNCTION_INFO_V1(hubspot_sync_unschedule);
-PG_FUNCTION_INFO_V1(hubspot_sync_check_configuration);
+PG_FUNCTION_INFO_V1(hubspot_sync_accept_absence);
+PG_FUNCTION_INFO_V1(hubspot_sync_adopt);
+PG_FUNCTION_INFO_V1(hubspot_sync_rate_limits);
 
 /* A text argument, NULL for null or one that was not given. */
 static char *
@@ -235,6 +231,7 @@ hubspot_sync_cancel(PG_FUNCTION_ARGS)
 	pg_uuid_t  *id = PG_GETARG_UUID_P(0);
 	HsRunStatus status = {0};
 
+	PreventCommandDuringRecovery("cancel_hubspot_sync()");
 	if (!hs_catalog_run_status(id, &status))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
@@ -344,208 +341,107 @@ hubspot_sync_test_connection(PG_FUNCTION_ARGS)
 }
 
 /* ------------------------------------------------------------------------
- * Schedules
+ * What runs have left for somebody to decide
  * ------------------------------------------------------------------------
  */
 
-static const struct
+/*
+ * accept_hubspot_absence(run_id) -> integer
+ */
+Datum
+hubspot_sync_accept_absence(PG_FUNCTION_ARGS)
 {
-	const char *job;
-	const char *schedule;
-	const char *sync_type;
-} jobs[] = {
-	{"sync-hubspot-contacts", "*/5 * * * *", "contacts"},
-	{"sync-hubspot-deals", "*/15 * * * *", "deals"},
-	{"sync-hubspot-owners", "0 6 * * *", "owners"},
-};
+	pg_uuid_t  *id = PG_GETARG_UUID_P(0);
+	HsRunStatus status = {0};
+	int			accepted;
 
-/* The command of a job: schema-qualified, since jobs have no search_path. */
-static char *
-job_command(const char *sync_type)
+	if (!hs_catalog_run_status(id, &status))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("there is no run with this id"),
+				 errhint("See the ids in sync_logs.")));
+	if (status.reason == NULL || strcmp(status.reason, "mass_absence") != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("this run has refused no absences"),
+				 errdetail("It was a run of sync \"%s\" with status %s.",
+						   status.sync_type, status.status)));
+	accepted = hs_catalog_accept_absences(id);
+	if (accepted == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("nothing is left to accept of this run"),
+				 errhint("It was accepted already, or a later run has looked again; see sync_alerts.")));
+	PG_RETURN_INT32(accepted);
+}
+
+/*
+ * adopt_hubspot_sync()
+ */
+Datum
+hubspot_sync_adopt(PG_FUNCTION_ARGS)
 {
 	HsExtension extension;
 
 	if (!hs_catalog_find_extension(&extension))
 		elog(ERROR, "extension is not installed");
-	return psprintf("SELECT %s.trigger_hubspot_sync(%s)",
-					quote_identifier(get_namespace_name(extension.schema)),
-					quote_literal_cstr(sync_type));
-}
-
-/*
- * Refuses where pg_cron is not in this database, with the lines to run where
- * it is.
- */
-static void
-require_pg_cron(void)
-{
-	StringInfoData lines;
-
-	if (OidIsValid(get_extension_oid("pg_cron", true)))
-		return;
-	initStringInfo(&lines);
-	for (size_t i = 0; i < lengthof(jobs); i++)
-		appendStringInfo(&lines,
-						 "\nSELECT cron.schedule_in_database(%s, %s, %s, %s);",
-						 quote_literal_cstr(jobs[i].job),
-						 quote_literal_cstr(jobs[i].schedule),
-						 quote_literal_cstr(job_command(jobs[i].sync_type)),
-						 quote_literal_cstr(get_database_name(MyDatabaseId)));
-	ereport(ERROR,
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("extension \"pg_cron\" is not installed in this database"),
-			 errhint("Install it here, or run in the database that has it:%s",
-					 lines.data)));
-}
-
-/* Runs a statement of pg_cron's with text arguments as the caller. */
-static uint64
-run_cron(const char *sql, int nargs, const char **args)
-{
-	Oid			types[3] = {TEXTOID, TEXTOID, TEXTOID};
-	Datum		values[3];
-
-	for (int i = 0; i < nargs; i++)
-		values[i] = CStringGetTextDatum(args[i]);
-	if (SPI_execute_with_args(sql, nargs, types, values, NULL, false, 0) !=
-		SPI_OK_SELECT)
-		elog(ERROR, "pg_cron did not answer");
-	return SPI_processed;
-}
-
-/*
- * schedule_hubspot_sync() -> (job_name, schedule, command)
- *
- * The jobs belong to the caller and run as him.
- */
-Datum
-hubspot_sync_schedule(PG_FUNCTION_ARGS)
-{
-	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	bool		nulls[3] = {false};
-
-	InitMaterializedSRF(fcinfo, 0);
-	require_pg_cron();
-	for (size_t i = 0; i < lengthof(jobs); i++)
+	if (!superuser() && !hs_may_act_as(GetUserId(), extension.owner))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("must be superuser or the extension's owner to adopt it")));
+	if (hs_catalog_is_home())
+		ereport(NOTICE,
+				(errmsg("hubspot_sync is at home in this database already")));
+	else
 	{
-		const char *args[3] = {jobs[i].job, jobs[i].schedule,
-							   job_command(jobs[i].sync_type)};
-		Datum		values[3];
-
-		SPI_connect();
-		run_cron("SELECT cron.schedule($1, $2, $3)", 3, args);
-		SPI_finish();
-		for (int c = 0; c < 3; c++)
-			values[c] = CStringGetTextDatum(args[c]);
-		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+		/* First: as long as this is a copy, what is pending is dead. */
+		(void) hs_catalog_close_dead_runs();
+		hs_catalog_adopt();
 	}
-	return (Datum) 0;
-}
-
-/*
- * unschedule_hubspot_sync() -> integer
- */
-Datum
-hubspot_sync_unschedule(PG_FUNCTION_ARGS)
-{
-	int			removed = 0;
-
-	if (!OidIsValid(get_extension_oid("pg_cron", true)))
-		PG_RETURN_INT32(0);
-	for (size_t i = 0; i < lengthof(jobs); i++)
-	{
-		const char *args[1] = {jobs[i].job};
-
-		SPI_connect();
-		removed += run_cron("SELECT cron.unschedule(jobid) FROM cron.job"
-							" WHERE jobname = $1 AND username = current_user"
-							" AND database = current_database()",
-							1, args);
-		SPI_finish();
-	}
-	PG_RETURN_INT32(removed);
+	PG_RETURN_VOID();
 }
 
 /* ------------------------------------------------------------------------
- * Configuration
+ * Rate limits
  * ------------------------------------------------------------------------
  */
 
-/* A column of a row as text, NULL for null. */
-static char *
-row_value(const TriggerData *trigger, HeapTuple row, const char *column)
-{
-	TupleDesc	desc = RelationGetDescr(trigger->tg_relation);
-
-	return SPI_getvalue(row, desc, SPI_fnumber(desc, column));
-}
+static const char *const bucket_names[] = {
+	[HS_BUCKET_BURST] = "burst",
+	[HS_BUCKET_SEARCH] = "search"
+};
 
 /*
- * The sync type whose target a row of sync_types or sync_fields is about,
- * NULL if there is none.
- */
-static HsSyncType *
-configured_type(const TriggerData *trigger, HeapTuple row)
-{
-	HsSyncType *type;
-
-	if (SPI_fnumber(RelationGetDescr(trigger->tg_relation),
-					"target_table") == SPI_ERROR_NOATTRIBUTE)
-		return hs_catalog_sync_type(row_value(trigger, row, "sync_type"));
-	type = palloc0(sizeof(HsSyncType));
-	type->name = row_value(trigger, row, "sync_type");
-	type->target_schema = row_value(trigger, row, "target_schema");
-	type->target_table = row_value(trigger, row, "target_table");
-	return type->target_table ? type : NULL;
-}
-
-/* Throws unless the current user may decide about a row's target. */
-static void
-check_row(const TriggerData *trigger, HeapTuple row)
-{
-	HsSyncType *type = configured_type(trigger, row);
-
-	if (type != NULL)
-		hs_mapping_check_writer(type);
-}
-
-/* The new row with its author, and no longer as it was shipped. */
-static HeapTuple
-signed_row(const TriggerData *trigger, HeapTuple row)
-{
-	TupleDesc	desc = RelationGetDescr(trigger->tg_relation);
-	int			numbers[2] = {SPI_fnumber(desc, "configured_by"),
-							  SPI_fnumber(desc, "shipped")};
-	Datum		values[2];
-	bool		nulls[2] = {false};
-	NameData	who;
-
-	namestrcpy(&who, GetUserNameFromId(GetUserId(), false));
-	values[0] = NameGetDatum(&who);
-	values[1] = BoolGetDatum(false);
-	return heap_modify_tuple_by_cols(row, desc, 2, numbers, values, nulls);
-}
-
-/*
- * BEFORE trigger of sync_types and sync_fields: accepts a target table, old
- * or new, only from a member of its owner, and notes who wrote the row.
+ * get_hubspot_rate_limits() -> (connection, bucket, capacity, available,
+ * held_until)
  */
 Datum
-hubspot_sync_check_configuration(PG_FUNCTION_ARGS)
+hubspot_sync_rate_limits(PG_FUNCTION_ARGS)
 {
-	TriggerData *trigger = (TriggerData *) fcinfo->context;
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	ListCell   *lc;
 
-	if (!CALLED_AS_TRIGGER(fcinfo) ||
-		!TRIGGER_FIRED_BEFORE(trigger->tg_event) ||
-		!TRIGGER_FIRED_FOR_ROW(trigger->tg_event))
-		ereport(ERROR,
-				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-				 errmsg("hubspot_sync_check_configuration() is a row trigger")));
-	check_row(trigger, trigger->tg_trigtuple);
-	if (TRIGGER_FIRED_BY_DELETE(trigger->tg_event))
-		return PointerGetDatum(trigger->tg_trigtuple);
-	if (TRIGGER_FIRED_BY_INSERT(trigger->tg_event))
-		return PointerGetDatum(signed_row(trigger, trigger->tg_trigtuple));
-	check_row(trigger, trigger->tg_newtuple);
-	return PointerGetDatum(signed_row(trigger, trigger->tg_newtuple));
+	InitMaterializedSRF(fcinfo, 0);
+	foreach(lc, hs_catalog_connections())
+	{
+		const HsConnection *connection = lfirst(lc);
+		uint64		key = hs_api_rate_key(connection->portal_id,
+										  connection->name);
+
+		for (int i = 0; i < HS_BUCKET_COUNT; i++)
+		{
+			HsBucketLevel level = hs_ratelimit_level(key, (HsBucket) i);
+			Datum		values[5] = {CStringGetTextDatum(connection->name),
+									 CStringGetTextDatum(bucket_names[i]),
+									 Int32GetDatum(level.capacity),
+									 Int32GetDatum(level.available),
+									 TimestampTzGetDatum(level.held_until)};
+			bool		nulls[5] = {false, false, false, false,
+									level.held_until == 0};
+
+			tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values,
+								 nulls);
+		}
+	}
+	return (Datum) 0;
 }

@@ -19,8 +19,11 @@
 #include "executor/spi.h"
 #include "utils/timestamp.h"
 
+#include "absence.h"
+#include "history.h"
 #include "store.h"
 #include "subxact.h"
+#include "target.h"
 
 /* A payload larger than this is not kept in sync_errors. */
 #define MAX_PAYLOAD (4 * 1024 * 1024)
@@ -176,7 +179,14 @@ add_letter(HsRecordPage *page, const HsRecord *record, const char *category,
 	StringInfoData payload;
 
 	initStringInfo(&payload);
-	hs_json_append(&payload, record->json);
+	if (record->json != NULL || record->id == NULL)
+		hs_json_append(&payload, record->json);
+	else
+	{
+		appendStringInfoString(&payload, "{\"id\": ");
+		hs_json_append_string(&payload, record->id);
+		appendStringInfoChar(&payload, '}');
+	}
 	letter->payload = payload.data;
 	letter->record_id = record->id;
 	letter->email = hs_json_text(hs_json_member(record->properties, "email"));
@@ -238,6 +248,63 @@ drop_duplicates(HsRecordPage *page)
 	page->nrecords = kept;
 }
 
+/* Makes room for the ids of a page of `n` results. */
+static void
+allocate_ids(HsRecordPage *page, int n)
+{
+	page->received = n;
+	page->ids = palloc(sizeof(char *) * Max(n, 1));
+	page->id_numbers = palloc(sizeof(int64) * Max(n, 1));
+}
+
+/*
+ * Reads one result's id and dates.  Returns false, with a dead letter, if it
+ * has no usable id.
+ */
+static bool
+read_result(HsStore *store, HsRecordPage *page, int i, HsRecord *record)
+{
+	const char *problem;
+
+	if (!hs_mapping_read_record(store->mapping,
+								hs_json_element(page->results, i),
+								record, &problem))
+	{
+		reject_record(page, record, problem);
+		return false;
+	}
+	record->archived |= page->in_recycle_bin;
+	page->id_numbers[page->nids] = record->id_number;
+	page->ids[page->nids++] = record->id;
+	return true;
+}
+
+/* What the filters say of a record. */
+typedef enum Verdict
+{
+	VERDICT_KEEP,
+	VERDICT_MARK,				/* its row, should there be one */
+	VERDICT_LEAVE				/* its row as it is, if there is one */
+} Verdict;
+
+/*
+ * Asks the type's filters.  A record without the property that decides says
+ * nothing against its row: HubSpot leaves out what is not defined, or what
+ * the token may not see, for all records at once (facts section 4).
+ */
+static Verdict
+ask_filters(const HsStore *store, HsRecord *record)
+{
+	const HsFilter *filter = store->mapping->filter;
+	bool		known = true;
+
+	if (filter == NULL ||
+		hs_filter_keeps(filter, record->properties, &known))
+		return VERDICT_KEEP;
+	record->reason = record->archived ? HS_REASON_ARCHIVED : HS_REASON_FILTERED;
+	return known ? VERDICT_MARK : VERDICT_LEAVE;
+}
+
 /*
  * Turns a page's JSON results into records with values, and junk into dead
  * letters.  Makes requests only for the meaning of unknown stages, so no
@@ -248,22 +315,21 @@ hs_store_read(HsStore *store, HsRecordPage *page)
 {
 	int			n = hs_json_length(page->results);
 
-	page->received = n;
+	allocate_ids(page, n);
 	page->records = palloc(sizeof(HsRecord *) * Max(n, 1));
 	for (int i = 0; i < n; i++)
 	{
 		HsRecord   *record = palloc(sizeof(HsRecord));
-		const char *problem;
+		Verdict		verdict;
 
-		if (!hs_mapping_read_record(store->mapping,
-									hs_json_element(page->results, i),
-									record, &problem))
-		{
-			reject_record(page, record, problem);
+		if (!read_result(store, page, i, record))
 			continue;
-		}
-		record->archived |= page->in_recycle_bin;
-		fill_record(store, page, record);
+		hs_absence_read_merges(store, page, record);
+		verdict = ask_filters(store, record);
+		if (verdict == VERDICT_LEAVE)
+			continue;
+		if (verdict == VERDICT_KEEP)
+			fill_record(store, page, record);
 		if (record->refused != NULL)
 			refuse_value(store, page, record);
 		else
@@ -274,29 +340,18 @@ hs_store_read(HsStore *store, HsRecordPage *page)
 
 /*
  * Takes the usable ids out of a page that lists nothing but ids, and leaves
- * dead letters for the rest in `page`.  Returns how many ids there are; they
- * belong to the page's JSON.
+ * dead letters for the rest.
  */
-int
-hs_store_read_ids(HsStore *store, HsRecordPage *page, const char **ids)
+void
+hs_store_read_ids(HsStore *store, HsRecordPage *page)
 {
 	int			n = hs_json_length(page->results);
-	int			usable = 0;
+	HsRecord	record;
 
+	allocate_ids(page, n);
 	for (int i = 0; i < n; i++)
-	{
-		HsRecord	record;
-		const char *problem;
-
-		if (hs_mapping_read_record(store->mapping,
-								   hs_json_element(page->results, i),
-								   &record, &problem))
-			ids[usable++] = record.id;
-		else
-			reject_record(page, &record, problem);
-	}
+		(void) read_result(store, page, i, &record);
 	page->received = list_length(page->letters);
-	return usable;
 }
 
 /* ------------------------------------------------------------------------
@@ -304,11 +359,28 @@ hs_store_read_ids(HsStore *store, HsRecordPage *page, const char **ids)
  * ------------------------------------------------------------------------
  */
 
-/* Whether archived records are deleted instead of marked. */
-static bool
-deletes(const HsStore *store, const HsRecord *record)
+/* What is done with a record. */
+typedef enum RecordGroup
 {
-	return record->archived && strcmp(store->type->delete_policy, "delete") == 0;
+	GROUP_LIVE,					/* stored */
+	GROUP_ARCHIVED,				/* stored as archived, or deleted */
+	GROUP_ABSENT,				/* its row marked, or deleted */
+	GROUPS
+} RecordGroup;
+
+static RecordGroup
+group_of(const HsRecord *record)
+{
+	if (record->reason != NULL)
+		return GROUP_ABSENT;
+	return record->archived ? GROUP_ARCHIVED : GROUP_LIVE;
+}
+
+/* Whether the rows of archived and absent records are deleted. */
+static bool
+policy_deletes(const HsStore *store)
+{
+	return strcmp(store->type->delete_policy, "delete") == 0;
 }
 
 /*
@@ -354,27 +426,61 @@ typedef struct Trial
 static bool
 remembers_rows(const HsStore *store)
 {
-	return store->mapping->keeps_rows ||
-		strcmp(store->type->delete_policy, "delete") == 0;
+	return store->mapping->keeps_rows || policy_deletes(store);
 }
 
-/* Stores or deletes records that are all of one kind. */
+/*
+ * Marks rows.  A target without the column for it, which is one that keeps
+ * no deleted records, is left alone.
+ */
+static uint64
+mark_records(const Trial *t, const pg_uuid_t *connection)
+{
+	if (t->store->mapping->mark.sql == NULL)
+		return 0;
+	return hs_target_mark(t->store->mapping, connection, t->records, t->n);
+}
+
+/*
+ * Deletes rows, but not those that the sync did not write: their records were
+ * archived before it came.
+ */
+static uint64
+delete_records(const Trial *t, const pg_uuid_t *connection)
+{
+	HsRecord  **records = palloc(sizeof(HsRecord *) * t->n);
+	int			n = 0;
+
+	for (int i = 0; i < t->n; i++)
+	{
+		if (!t->records[i]->unknown)
+			records[n++] = t->records[i];
+	}
+	return n == 0 ? 0 : hs_target_delete(t->store->mapping, connection,
+										 records, n);
+}
+
+/* Stores, marks or deletes records that are all of one group. */
 static void
 store_records(void *arg)
 {
 	Trial	   *t = arg;
+	HsMapping  *mapping = t->store->mapping;
 	const pg_uuid_t *connection = &t->store->run->request.connection_id;
+	RecordGroup group = group_of(t->records[0]);
 	uint64		written;
 
-	if (deletes(t->store, t->records[0]))
-		written = hs_mapping_delete(t->store->mapping, connection, t->records,
-									t->n);
+	if (group != GROUP_LIVE && policy_deletes(t->store))
+		written = delete_records(t, connection);
+	else if (group == GROUP_ABSENT)
+		written = mark_records(t, connection);
 	else
-		written = hs_mapping_store(t->store->mapping, connection,
-								   t->page->provisional, t->records, t->n);
+		written = hs_target_store(mapping, connection, t->page->provisional,
+								  t->records, t->n,
+								  &t->store->written);
 	set_constraints_immediate();
 	t->page->changed += written;
-	if (t->records[0]->archived)
+	if (group != GROUP_LIVE)
 		t->page->archived += written;
 }
 
@@ -394,7 +500,7 @@ try_value(void *arg)
 static const char *
 find_culprit(HsStore *store, HsRecord *record)
 {
-	for (int i = 0; i < store->mapping->ninputs; i++)
+	for (int i = 0; record->values != NULL && i < store->mapping->ninputs; i++)
 	{
 		const HsColumn *column = &store->mapping->columns[i];
 		Trial		trial = {.store = store, .records = &record, .column = i};
@@ -462,12 +568,62 @@ store_range(HsStore *store, HsRecordPage *page, HsRecord **records, int n)
  * ------------------------------------------------------------------------
  */
 
+/* Whether two texts, NULL for null, are the same. */
+static bool
+same_text(const char *a, const char *b)
+{
+	if (a == NULL || b == NULL)
+		return a == b;
+	return strcmp(a, b) == 0;
+}
+
+/* Whether a record is known to be gone or merged away. */
+static bool
+is_buried(const HsKnownRow *known)
+{
+	return same_text(known->reason, HS_REASON_GONE) ||
+		same_text(known->reason, HS_REASON_MERGED);
+}
+
+/* Whether an absent record's reason says more than what is known. */
+static bool
+says_more(const HsRecord *r, const HsKnownRow *known)
+{
+	if (r->merged_into != NULL)
+		return !same_text(known->merged_into, r->merged_into);
+	return same_text(r->reason, HS_REASON_GONE) &&
+		same_text(known->reason, HS_REASON_ARCHIVED);
+}
+
+/* Whether what is known of a record makes it unnecessary to look at it. */
+static bool
+is_settled(const HsStore *store, const HsRecordPage *page,
+		   const HsRecord *r, const HsKnownRow *known)
+{
+	if (!known->found)
+		return r->reason != NULL && store->mapping->keeps_rows;
+	/* What was merged may lie in the bin as well; what was deleted is. */
+	if (known->archived && group_of(r) == GROUP_ARCHIVED &&
+		(known->merged_into != NULL || policy_deletes(store)))
+		return true;
+	if (r->updated_at != 0 && r->updated_at < known->updated_at)
+		return true;			/* older */
+	if (r->reason != NULL)
+		return known->archived && !says_more(r, known);
+	/* The index of a search may lag behind. */
+	return page->provisional && known->archived && !r->archived &&
+		(is_buried(known) || known->updated_at == 0 ||
+		 r->updated_at <= known->updated_at);
+}
+
 /*
- * Leaves out records that are older than what is stored, for targets that
- * cannot tell by themselves.  Returns how many are left.
+ * Leaves out records that are older than what is stored, and rows that the
+ * sync did not write, for targets that cannot tell by themselves.  Returns
+ * how many are left.
  */
 static int
-drop_stale(HsStore *store, const HsRecordPage *page, HsRecord **records, int n)
+drop_settled(HsStore *store, const HsRecordPage *page, HsRecord **records,
+			 int n)
 {
 	HsKnownRow *known = palloc(sizeof(HsKnownRow) * n);
 	const char **ids = palloc(sizeof(char *) * n);
@@ -479,46 +635,67 @@ drop_stale(HsStore *store, const HsRecordPage *page, HsRecord **records, int n)
 						  store->type->name, ids, n, known);
 	for (int i = 0; i < n; i++)
 	{
-		const HsRecord *r = records[i];
-		bool		older = known[i].found && r->updated_at != 0 &&
-			r->updated_at < known[i].updated_at;
-		bool		revived = known[i].found && page->provisional &&
-			known[i].archived && !r->archived &&
-			r->updated_at <= known[i].updated_at;
-
-		if (!older && !revived)
+		records[i]->unknown = !known[i].found && store->mapping->keeps_rows;
+		if (!is_settled(store, page, records[i], &known[i]))
 			records[kept++] = records[i];
 	}
 	return kept;
 }
 
-/* Keeps the books on records that were stored, or deleted. */
+/* An instant as text, NULL for none. */
+static const char *
+time_text(TimestampTz t)
+{
+	return t == 0 ? NULL : pstrdup(timestamptz_to_str(t));
+}
+
+/* Keeps the books on records that were stored, marked or deleted. */
 static void
 save_rows(HsStore *store, HsRecord **records, const char **ids, int n)
 {
 	const char **updated = palloc(sizeof(char *) * n);
 	const char **archived = palloc(sizeof(char *) * n);
 	const char **archived_at = palloc(sizeof(char *) * n);
-	const pg_uuid_t *connection = &store->run->request.connection_id;
+	const char **reason = palloc(sizeof(char *) * n);
+	const char **merged_into = palloc(sizeof(char *) * n);
+	HsRowNotes	notes = {ids, updated, archived, archived_at, reason,
+						 merged_into, n};
 
 	for (int i = 0; i < n; i++)
 	{
 		const HsRecord *r = records[i];
+		RecordGroup group = group_of(r);
 
-		updated[i] = r->updated_at ? pstrdup(timestamptz_to_str(r->updated_at))
-			: NULL;
-		archived[i] = r->archived ? "true" : "false";
-		archived_at[i] = r->archived_at
-			? pstrdup(timestamptz_to_str(r->archived_at)) : NULL;
+		updated[i] = time_text(r->updated_at);
+		archived[i] = group == GROUP_LIVE ? "false" : "true";
+		archived_at[i] = group == GROUP_LIVE ? NULL : time_text(r->archived_at);
+		reason[i] = group == GROUP_ARCHIVED ? HS_REASON_ARCHIVED : r->reason;
+		merged_into[i] = r->merged_into;
 	}
-	hs_catalog_save_rows(connection, store->type->name, ids, updated, archived,
-						 archived_at, n);
+	hs_catalog_save_rows(&store->run->request.connection_id,
+						 store->type->name, &notes);
+}
+
+/* Whether the books are kept on records of a group and reason. */
+static bool
+keeps_books(const HsStore *store, const HsRecord *record)
+{
+	RecordGroup group = group_of(record);
+
+	if (store->mapping->keeps_rows)
+		return true;
+	if (!policy_deletes(store) || group == GROUP_LIVE)
+		return false;
+	/* What filters leave out may be most of the account. */
+	return record->reason == NULL ||
+		strcmp(record->reason, HS_REASON_FILTERED) != 0;
 }
 
 /* What follows for records that were stored: errors closed, books kept. */
 static void
-settle_records(HsStore *store, HsRecord **records, int n)
+settle_records(HsStore *store, HsRecord **records, int n, bool provisional)
 {
+	const pg_uuid_t *connection = &store->run->request.connection_id;
 	const char **ids = palloc(sizeof(char *) * Max(n, 1));
 	int			stored = 0;
 
@@ -532,35 +709,35 @@ settle_records(HsStore *store, HsRecord **records, int n)
 	if (stored == 0)
 		return;
 	if (store->has_errors)
-		hs_catalog_resolve_errors(&store->run->request.connection_id,
-								  store->type->name, ids, stored);
-	if (store->mapping->keeps_rows || deletes(store, records[0]))
+		hs_catalog_resolve_errors(connection, store->type->name, ids, stored);
+	if (keeps_books(store, records[0]))
 		save_rows(store, records, ids, stored);
-	else if (strcmp(store->type->delete_policy, "delete") == 0)
-		hs_catalog_forget_rows(&store->run->request.connection_id,
-							   store->type->name, ids, stored);
+	else if (policy_deletes(store))
+		hs_catalog_forget_rows(connection, store->type->name, ids, stored);
+	if (store->mapping->keeps_owner_history)
+		hs_history_note(store, records, stored, provisional);
 }
 
 /*
- * Saves those of a page's records that are archived, or those that are not.
+ * Saves those of a page's records that are in one group.
  */
 static void
-save_group(HsStore *store, HsRecordPage *page, bool archived)
+save_group(HsStore *store, HsRecordPage *page, RecordGroup group)
 {
 	HsRecord  **records = palloc(sizeof(HsRecord *) * Max(page->nrecords, 1));
 	int			n = 0;
 
-	if (archived && strcmp(store->type->delete_policy, "ignore") == 0)
+	if (group != GROUP_LIVE && strcmp(store->type->delete_policy, "ignore") == 0)
 		return;
 	for (int i = 0; i < page->nrecords; i++)
 	{
-		if (page->records[i]->archived == archived)
+		if (group_of(page->records[i]) == group)
 			records[n++] = page->records[i];
 	}
 	if (n > 0 && remembers_rows(store))
-		n = drop_stale(store, page, records, n);
+		n = drop_settled(store, page, records, n);
 	store_range(store, page, records, n);
-	settle_records(store, records, n);
+	settle_records(store, records, n, page->provisional);
 }
 
 /* Writes the page's dead letters. */
@@ -632,11 +809,14 @@ hs_store_save(HsStore *store, HsRecordPage *page, const char *checkpoint)
 {
 	HsRunCounters counters = store->run->counters;
 
+	store->written = NIL;
 	hs_run_begin(store->run);
 	hs_mapping_check_target(store->mapping);
-	save_group(store, page, false);
-	save_group(store, page, true);
+	for (RecordGroup group = 0; group < GROUPS; group++)
+		save_group(store, page, group);
 	save_letters(store, page);
+	if (store->notes_absences)
+		hs_absence_note(store, page);
 	count_page(store, page, &counters);
 	hs_run_save(store->run, &counters, checkpoint);
 	hs_run_commit(store->run);

@@ -23,7 +23,24 @@ typedef struct HsStore
 	List	   *stages;			/* of HsStage * */
 	int			nunknown;		/* of them that no pipeline has */
 	List	   *failed_again;	/* of char *: retried in vain, counted */
+	bool		notes_absences; /* may miss records, and believe in merges */
+	bool		has_absences;	/* some are noted */
+	bool		follows_owners; /* contacts are new since the first load */
+	List	   *written;		/* of char *: of a page of contacts, the ids of
+								 * rows that were written */
 } HsStore;
+
+/*
+ * A part of a list, which is in the order of ids: what is not on it, from
+ * above `low` up to `high`, is not there.
+ */
+typedef struct HsRange
+{
+	int64		low;
+	int64		high;
+	const int64 *present;		/* the ids that are there, ascending */
+	int			n;
+} HsRange;
 
 /* One page on its way into the table. */
 typedef struct HsRecordPage
@@ -32,10 +49,18 @@ typedef struct HsRecordPage
 	bool		provisional;	/* from search, whose index may lag behind */
 	bool		in_recycle_bin; /* from the archived list */
 	bool		stages_read;	/* the pipelines were asked for this page */
+	bool		settles;		/* what was noted about these records */
+	const HsRange *range;		/* NULL: it says nothing about others */
 
 	/* filled in by hs_store_read() and hs_store_save() */
 	HsRecord  **records;		/* one per id, ascending */
 	int			nrecords;
+	const char **ids;			/* all usable ones, in the order received */
+	int64	   *id_numbers;
+	int			nids;
+	const char **merged_ids;	/* records that others say were merged */
+	const char **survivors;		/* into them */
+	int			nmerged;
 	List	   *letters;		/* of HsDeadLetter * */
 	int			received;
 	int			changed;
@@ -43,8 +68,7 @@ typedef struct HsRecordPage
 } HsRecordPage;
 
 extern void hs_store_read(HsStore *store, HsRecordPage *page);
-extern int	hs_store_read_ids(HsStore *store, HsRecordPage *page,
-							  const char **ids);
+extern void hs_store_read_ids(HsStore *store, HsRecordPage *page);
 extern void hs_store_save(HsStore *store, HsRecordPage *page,
 						  const char *checkpoint);
 

@@ -65,6 +65,7 @@ static const struct
 	const char *name;
 	const char *value;
 } session_settings[] = {
+	{"role", "none"},
 	{"search_path", "pg_catalog, pg_temp"},
 	{"row_security", "off"},
 	{"session_replication_role", "origin"},
@@ -287,9 +288,11 @@ hs_worker_cancel(BackgroundWorkerHandle *handle)
  * ------------------------------------------------------------------------
  */
 
-/* Sets up the session, overriding the configuration. */
-static void
-prepare_session(void)
+/*
+ * Sets up a worker's session, overriding the configuration.
+ */
+void
+hs_worker_prepare_session(void)
 {
 	char		timeout[32];
 
@@ -320,7 +323,7 @@ hs_worker_main(Datum arg)
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnectionByOid(ticket.database, ticket.role,
 											  HS_WORKER_FLAGS);
-	prepare_session();
+	hs_worker_prepare_session();
 	hs_run_execute(&ticket);
 	proc_exit(0);
 }

@@ -7,9 +7,11 @@ LOAD 'hubspot_sync';
 
 SELECT substr(name, 14) AS name, boot_val, unit, min_val, max_val, enumvals
 FROM pg_settings WHERE name LIKE 'hubspot\_sync.%' ORDER BY 1;
--- All are described, and a superuser's, without a restart.
+-- All are described, and a superuser's, without a restart; the launcher, which
+-- has no session, has its own from the server's configuration.
 SELECT name, context FROM pg_settings WHERE name LIKE 'hubspot\_sync.%'
-	AND (coalesce(short_desc, '') = '' OR context <> 'superuser' OR pending_restart);
+	AND (coalesce(short_desc, '') = '' OR context <> 'superuser' OR pending_restart)
+ORDER BY name;
 
 -- Units are understood, ranges enforced.
 SET hubspot_sync.overlap = '10min';
@@ -23,6 +25,7 @@ SET hubspot_sync.connect_timeout = '1 kB';
 WITH number AS (
 	SELECT name, min_val::bigint, max_val::bigint
 	FROM pg_settings WHERE name LIKE 'hubspot\_sync.%' AND vartype = 'integer'
+		AND context = 'superuser'
 ), tried AS (
 	SELECT name, value, expected,
 		outcome(format('SET LOCAL %s = %s', name, value)) AS got
@@ -32,6 +35,14 @@ WITH number AS (
 )
 SELECT count(*) AS tried, count(*) FILTER (WHERE split_part(got, ':', 1) <> expected) AS wrong
 FROM tried;
+SET hubspot_sync.schedule_time_zone = 'Europe/Madrid';
+SET hubspot_sync.schedule_time_zone = 'Mars/Olympus';
+\echo :SQLSTATE
+RESET hubspot_sync.schedule_time_zone;
+ALTER SYSTEM SET hubspot_sync.databases = 'school, "My School"';
+ALTER SYSTEM SET hubspot_sync.databases = 'school,,';
+\echo :SQLSTATE
+ALTER SYSTEM RESET hubspot_sync.databases;
 -- Misspelt ones are errors, not placeholders.
 SET hubspot_sync.api_ur = 'https://api.hubapi.com';
 \echo :SQLSTATE
@@ -107,7 +118,8 @@ RESET ALL;
 -- name places.
 CREATE ROLE regress_hubspot_anna;
 CREATE TEMP TABLE setting AS
-	SELECT name, setting AS value FROM pg_settings WHERE name LIKE 'hubspot\_sync.%';
+	SELECT name, setting AS value FROM pg_settings
+	WHERE name LIKE 'hubspot\_sync.%' AND context = 'superuser';
 GRANT SELECT ON setting TO regress_hubspot_anna;
 SET hubspot_sync.proxy = 'http://user:secret@127.0.0.1:3128';
 SET ROLE regress_hubspot_anna;

@@ -41,8 +41,8 @@ my $server = HubspotSync::Server->new(
 		'statement_timeout' => '60s',
 	});
 
-my $contacts = '/crm/objects/2026-09/contacts';
-my $owners = '/crm/owners/2026-09';
+my $contacts = '/crm/objects/' . HubspotSync::Simulator->api_version . '/contacts';
+my $owners = '/crm/owners/' . HubspotSync::Simulator->api_version;
 
 # What readers of pg_stat_activity saw.
 my @activity;
@@ -58,7 +58,7 @@ sub fresh
 {
 	$sim->clear_faults;
 	$sim->clear_journal;
-	$server->sql('TRUNCATE contacts, staff, sync_state, sync_runs, sync_errors');
+	$server->sql('TRUNCATE contacts, staff, sync_state, sync_runs, sync_errors, contact_owner_history');
 	return;
 }
 

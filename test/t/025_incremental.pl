@@ -37,7 +37,7 @@ my $server = HubspotSync::Server->new(
 	simulator => $sim,
 	conf => { 'hubspot_sync.max_retries' => 2, 'statement_timeout' => '60s' });
 
-my $contacts = '/crm/objects/2026-09/contacts';
+my $contacts = '/crm/objects/' . HubspotSync::Simulator->api_version . '/contacts';
 my $search = "$contacts/search";
 
 # A table of the user's own that has no columns for our bookkeeping.
@@ -58,7 +58,8 @@ sub fresh
 {
 	$sim->config(search_lag_ms => 0, clock_offset_ms => 0, date_header => JSON::PP::true);
 	$sim->reset(contacts => FEW);
-	$server->sql('TRUNCATE contacts, firms, staff, sync_state, sync_runs, sync_errors, sync_rows');
+	$server->sql('TRUNCATE contacts, firms, staff, sync_state, sync_runs, sync_errors, sync_rows,
+		sync_absences, contact_owner_history, sync_owner_reads');
 	return;
 }
 

@@ -37,7 +37,7 @@ my $sim = HubspotSync::Simulator->start(
 my $server = HubspotSync::Server->new('walk', simulator => $sim,
 	conf => { 'hubspot_sync.max_retries' => RETRIES, statement_timeout => '60s' });
 
-my $contacts = '/crm/objects/2026-09/contacts';
+my $contacts = '/crm/objects/' . HubspotSync::Simulator->api_version . '/contacts';
 my $list = "$contacts?";
 my $search = "$contacts/search";
 my $batch = "$contacts/batch/read";
@@ -60,7 +60,8 @@ sub fresh
 	$sim->clear_faults;
 	$sim->config(search_lag_ms => 0, clock_offset_ms => 0, date_header => JSON::PP::true);
 	$sim->reset;
-	$server->sql('TRUNCATE contacts, deals, firms, sync_state, sync_runs, sync_errors, sync_rows');
+	$server->sql('TRUNCATE contacts, deals, firms, sync_state, sync_runs, sync_errors, sync_rows,
+		sync_absences, contact_owner_history, sync_owner_reads');
 	return;
 }
 
@@ -532,7 +533,7 @@ subtest 'errors that cannot be read again do not stop the walk' => sub {
 	my ($id) = ids('deals');
 	altered('deals', $id, sub { $_[0]->{properties}{amount} = 'much' });
 	run_ends('partial', 'an error', 'deals', 'full');
-	my $deals = '/crm/objects/2026-09/deals/batch/read';
+	my $deals = '/crm/objects/' . HubspotSync::Simulator->api_version . '/deals/batch/read';
 	answer('{"status":"COMPLETE","results":[],"errors":[{"status":"error","category":"VALIDATION_ERROR"}]}',
 		path => $deals, times => 0);
 	my (undef, $other) = ids('deals');

@@ -26,6 +26,7 @@ use warnings;
 
 use Carp;
 use Encode qw(decode encode);
+use HubspotSync::Simulator;
 use JSON::PP;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
@@ -108,7 +109,7 @@ sub _speak_utf8
 sub _settings
 {
 	my ($self, %options) = @_;
-	my %conf = %default_conf;
+	my %conf = (%default_conf, 'hubspot_sync.api_version' => HubspotSync::Simulator->api_version);
 	if (my $simulator = $self->{simulator})
 	{
 		$self->token($simulator->token);
@@ -149,6 +150,20 @@ Writes the access token, readable by the server only; undef removes the file.
 
 Changes the configuration of the running server and waits until new sessions
 see it. A setting with undef goes back to its default.
+
+=item in($database)
+
+The same server, whose statements go to another database than postgres.
+
+=item database()
+
+The name of the database that statements go to.
+
+=item standby($name, %settings)
+
+A streaming standby of this server, which must have been made with
+init => { allows_streaming => 1 }; it is started with the same configuration
+and these changes.
 
 =cut
 
@@ -193,6 +208,26 @@ sub reload
 	$node->reload;
 	$self->poll_until("SELECT pg_conf_load_time() > '$before'");
 	return;
+}
+
+sub in
+{
+	my ($self, $database) = @_;
+	return bless { %$self, database => $database }, ref $self;
+}
+
+sub database { return $_[0]{database} // 'postgres'; }
+
+sub standby
+{
+	my ($self, $name, %settings) = @_;
+	my $node = PostgreSQL::Test::Cluster->new($name);
+	push @nodes, [ $$, $node ];
+	$self->{node}->backup("for_$name");
+	$node->init_from_backup($self->{node}, "for_$name", has_streaming => 1);
+	$node->append_conf('postgresql.conf', _conf(%settings));
+	$node->start;
+	return bless { %$self, node => $node }, ref $self;
 }
 
 =pod
@@ -245,7 +280,7 @@ sub psql
 	my ($self, $statements, %options) = @_;
 	my @extra = defined $options{user} ? (extra_params => [ '-U', $options{user} ]) : ();
 	my ($status, $out, $err) = $self->{node}->psql(
-		$options{database} // 'postgres',
+		$options{database} // $self->database,
 		encode('UTF-8', $statements),
 		on_error_stop => 1,
 		timeout => $PostgreSQL::Test::Utils::timeout_default,
@@ -364,14 +399,14 @@ timeout.
 sub session
 {
 	my ($self, %options) = @_;
-	my $database = delete $options{database} // 'postgres';
+	my $database = delete $options{database} // $self->database;
 	return $self->{node}->background_psql($database, on_error_stop => 0, %options);
 }
 
 sub poll_until
 {
 	my ($self, $query, $expected) = @_;
-	$self->{node}->poll_query_until('postgres', encode('UTF-8', $query), $expected // 't')
+	$self->{node}->poll_query_until($self->database, encode('UTF-8', $query), $expected // 't')
 	  or croak "timed out waiting for: $query";
 	return 1;
 }
