@@ -25,6 +25,7 @@ server_port=''
 simulator_pid=''
 simulator_url=''
 running='' # the command that limited() waits for
+policy=''  # the file that keeps services from being started, if it is ours
 
 die() {
     printf '%s: %s\n' "${0##*/}" "$*" >&2
@@ -57,6 +58,7 @@ work_end() {
     set +e
     [ "$keep" = everything ] && exit "$status"
     [ -z "$running" ] || { kill "$running" && wait "$running"; } 2>/dev/null
+    services_on
     server_stop
     simulator_stop
     sweep "$work"
@@ -195,6 +197,8 @@ missing_packages() {
             perl -MIPC::Run -e 1 2>/dev/null || echo libipc-run-perl
             missing_program prove perl
             missing_pg_cron
+            missing_program prometheus-postgres-exporter prometheus-postgres-exporter
+            missing_program promtool prometheus
             ;;
         lint)
             missing_program clang clang
@@ -249,9 +253,25 @@ need() {
     # What apt offers is known only now.
     mapfile -t packages < <(missing "$@")
     say "installing ${packages[*]}"
+    services_off
     as_root apt-get install -y --no-install-recommends "${packages[@]}" \
         >"$work/apt.log" 2>&1 ||
         { tail -n 20 "$work/apt.log" >&2 && die "apt-get could not install the packages"; }
+    services_on
+}
+
+# Has Debian not start the services that come with packages, unless the machine
+# has a policy of its own.
+services_off() {
+    [ ! -e /usr/sbin/policy-rc.d ] || return 0
+    policy=/usr/sbin/policy-rc.d
+    printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
+    as_root chmod 755 "$policy"
+}
+
+services_on() {
+    [ -z "$policy" ] || as_root rm -f "$policy"
+    policy=''
 }
 
 missing() {
