@@ -28,6 +28,9 @@
 
 #include "json.h"
 
+/* See tokener_flags(). */
+#define FIRST_ODD_VERSION ((0 << 16) | (17 << 8))
+
 /* Deeper documents are refused; json-c frees and we write by recursion. */
 #define MAX_DEPTH 1024
 
@@ -330,6 +333,18 @@ describe_error(enum json_tokener_error error, size_t offset)
 }
 
 /*
+ * From 0.17 on the strict parser takes bytes above 0x7f for control
+ * characters where char is signed, and refuses all text but ASCII.  The
+ * library loaded decides, not the one compiled against.
+ */
+static int
+tokener_flags(void)
+{
+	return json_c_version_num() >= FIRST_ODD_VERSION ? 0
+		: JSON_TOKENER_STRICT;
+}
+
+/*
  * Lets json-c parse one document.  Returns it and leaves *error NULL, or
  * sets *error.  Only the text of an error is palloc'd, after json-c's own
  * memory has been released, so nothing leaks.
@@ -346,7 +361,7 @@ run_tokener(const SafeText *text, const char **error)
 	if (tokener == NULL)
 		return NULL;
 
-	json_tokener_set_flags(tokener, JSON_TOKENER_STRICT);
+	json_tokener_set_flags(tokener, tokener_flags());
 	root = json_tokener_parse_ex(tokener, text->data, (int) text->len);
 	status = json_tokener_get_error(tokener);
 	offset = json_tokener_get_parse_end(tokener);
