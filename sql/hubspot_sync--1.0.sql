@@ -73,7 +73,7 @@ COMMENT ON COLUMN sync_types.shipped IS 'row that came with the extension, uncha
 COMMENT ON COLUMN sync_types.configured_by IS 'role that last wrote the row, null if it came with the extension; must be a member of the target''s owner';
 
 CREATE TABLE sync_fields (
-	sync_type		text NOT NULL REFERENCES sync_types ON DELETE CASCADE,
+	sync_type		text NOT NULL,	-- of sync_types, see sync_fields_check
 	column_name		name NOT NULL,
 	property		text
 					CHECK (property OPERATOR(pg_catalog.~) '^[A-Za-z][A-Za-z0-9_]{0,99}$'),
@@ -606,6 +606,16 @@ CREATE TRIGGER sync_fields_check BEFORE INSERT OR UPDATE OR DELETE ON sync_field
 	FOR EACH ROW EXECUTE FUNCTION hubspot_sync_check_configuration();
 ALTER TABLE sync_fields ENABLE ALWAYS TRIGGER sync_fields_check;
 COMMENT ON TRIGGER sync_fields_check ON sync_fields IS 'only members of the target''s owner may configure it';
+
+-- No foreign key does this: a dump restored by several processes fills the
+-- tables in any order.
+CREATE FUNCTION hubspot_sync_drop_fields() RETURNS trigger
+	AS 'MODULE_PATHNAME', 'hubspot_sync_drop_fields' LANGUAGE C;
+COMMENT ON FUNCTION hubspot_sync_drop_fields() IS 'deletes the fields of a deleted sync type';
+CREATE TRIGGER sync_types_drop_fields AFTER DELETE ON sync_types
+	FOR EACH ROW EXECUTE FUNCTION hubspot_sync_drop_fields();
+ALTER TABLE sync_types ENABLE ALWAYS TRIGGER sync_types_drop_fields;
+COMMENT ON TRIGGER sync_types_drop_fields ON sync_types IS 'deletes the fields of a deleted sync type';
 
 CREATE FUNCTION hubspot_sync_check_connection() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'hubspot_sync_check_connection' LANGUAGE C;

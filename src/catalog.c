@@ -2489,6 +2489,20 @@ hs_catalog_save_target(const HsSyncType *type, const char *author)
 }
 
 /*
+ * Deletes a type's fields but for the `n` whose columns are `kept`.
+ */
+void
+hs_catalog_drop_fields(const char *sync_type, const char *const *kept, int n)
+{
+	Call		call;
+
+	begin_call(&call, SQL_DROP_FIELDS);
+	push_text(&call, sync_type);
+	push_texts(&call, kept, n);
+	run_and_end(&call);
+}
+
+/*
  * Replaces a type's fields by those of `type`.
  */
 void
@@ -2502,10 +2516,7 @@ hs_catalog_save_fields(const HsSyncType *type, const char *author)
 
 	foreach(lc, type->fields)
 		kept[n++] = ((HsField *) lfirst(lc))->column;
-	begin_call(&call, SQL_DROP_FIELDS);
-	push_text(&call, type->name);
-	push_texts(&call, kept, n);
-	run_and_end(&call);
+	hs_catalog_drop_fields(type->name, kept, n);
 	foreach(lc, type->fields)
 	{
 		const HsField *field = lfirst(lc);

@@ -365,6 +365,8 @@ extern void hs_catalog_save_properties(const pg_uuid_t *connection_id,
 
 extern void hs_catalog_save_target(const HsSyncType *type,
 								   const char *author);
+extern void hs_catalog_drop_fields(const char *sync_type,
+								   const char *const *kept, int n);
 extern void hs_catalog_save_fields(const HsSyncType *type,
 								   const char *author);
 extern void hs_catalog_note_removal(const char *sync_type,

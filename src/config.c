@@ -37,6 +37,7 @@
 #include "mapping.h"
 
 PG_FUNCTION_INFO_V1(hubspot_sync_check_configuration);
+PG_FUNCTION_INFO_V1(hubspot_sync_drop_fields);
 PG_FUNCTION_INFO_V1(hubspot_sync_check_connection);
 PG_FUNCTION_INFO_V1(hubspot_sync_restore_removal);
 PG_FUNCTION_INFO_V1(hubspot_sync_map);
@@ -92,6 +93,14 @@ row_value(const TriggerData *trigger, HeapTuple row, const char *column)
 	return number > 0 ? SPI_getvalue(row, desc, number) : NULL;
 }
 
+/* Whether a trigger is one of sync_types, not of sync_fields. */
+static bool
+is_about_types(const TriggerData *trigger)
+{
+	return SPI_fnumber(RelationGetDescr(trigger->tg_relation),
+					   "target_table") != SPI_ERROR_NOATTRIBUTE;
+}
+
 /*
  * The sync type whose target a row of sync_types or sync_fields is about,
  * NULL if there is none.
@@ -102,8 +111,7 @@ configured_type(const TriggerData *trigger, HeapTuple row)
 	HsSyncType *type;
 	char	   *author;
 
-	if (SPI_fnumber(RelationGetDescr(trigger->tg_relation),
-					"target_table") == SPI_ERROR_NOATTRIBUTE)
+	if (!is_about_types(trigger))
 		return hs_catalog_sync_type(row_value(trigger, row, "sync_type"));
 	type = palloc0(sizeof(HsSyncType));
 	type->name = row_value(trigger, row, "sync_type");
@@ -208,6 +216,22 @@ note_removal(const TriggerData *trigger, HeapTuple row, bool removed)
 }
 
 /*
+ * The type that a new field names does not exist.  A dump restored by several
+ * processes may bring the fields first, and is restored by a superuser.
+ */
+static void
+check_homeless_field(const char *sync_type)
+{
+	if (sync_type == NULL)
+		return;					/* refused as NOT NULL */
+	ereport(superuser() ? NOTICE : ERROR,
+			(errcode(ERRCODE_FOREIGN_KEY_VIOLATION),
+			 errmsg("there is no sync type \"%s\" in table \"sync_types\"",
+					sync_type),
+			 errhint("Known sync types: %s.", hs_catalog_known_types())));
+}
+
+/*
  * A row of sync_types or sync_fields is inserted.  Where it takes a shipped
  * one's place, that one's target is the inserter's to decide about, too.
  */
@@ -220,6 +244,8 @@ configuration_inserted(const TriggerData *trigger)
 
 	if (present != NULL)
 		hs_mapping_check_writer(present);
+	else if (!is_about_types(trigger))
+		check_homeless_field(row_value(trigger, row, "sync_type"));
 	note_removal(trigger, row, false);
 	/* Dumps are restored by superusers. */
 	return superuser() && replace_shipped(trigger, row) ? NULL : row;
@@ -234,16 +260,38 @@ same_text(const char *a, const char *b)
 	return strcmp(a, b) == 0;
 }
 
-/* A row of sync_types or sync_fields is changed; it may get another key. */
+/*
+ * The name of the type in a row of sync_types or sync_fields changes.  Runs,
+ * checkpoints and failures know a type by its name, so that one stays.
+ */
+static void
+check_renamed(const TriggerData *trigger)
+{
+	char	   *name = row_value(trigger, trigger->tg_newtuple, "sync_type");
+
+	if (is_about_types(trigger))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("sync type \"%s\" cannot be renamed",
+						row_value(trigger, trigger->tg_trigtuple, "sync_type")),
+				 errhint("Insert a type with the new name, move the fields to it and delete this one.")));
+	if (hs_catalog_sync_type(name) == NULL)
+		check_homeless_field(name);
+}
+
+/* A row of sync_types or sync_fields is changed; a field may get another key. */
 static HeapTuple
 configuration_updated(const TriggerData *trigger)
 {
 	HeapTuple	before = trigger->tg_trigtuple;
 	HeapTuple	after = trigger->tg_newtuple;
+	bool		renamed = !same_text(row_value(trigger, before, "sync_type"),
+									 row_value(trigger, after, "sync_type"));
 
 	check_row(trigger, after);
-	if (!same_text(row_value(trigger, before, "sync_type"),
-				   row_value(trigger, after, "sync_type")) ||
+	if (renamed)
+		check_renamed(trigger);
+	if (renamed ||
 		!same_text(row_value(trigger, before, "column_name"),
 				   row_value(trigger, after, "column_name")))
 	{
@@ -274,6 +322,27 @@ hubspot_sync_check_configuration(PG_FUNCTION_ARGS)
 	if (TRIGGER_FIRED_BY_INSERT(trigger->tg_event))
 		return PointerGetDatum(configuration_inserted(trigger));
 	return PointerGetDatum(configuration_updated(trigger));
+}
+
+/*
+ * AFTER trigger of sync_types: deletes a deleted type's fields, which is
+ * noted like any other removal.
+ */
+Datum
+hubspot_sync_drop_fields(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigger = (TriggerData *) fcinfo->context;
+
+	if (!CALLED_AS_TRIGGER(fcinfo) ||
+		!TRIGGER_FIRED_AFTER(trigger->tg_event) ||
+		!TRIGGER_FIRED_FOR_ROW(trigger->tg_event) ||
+		!TRIGGER_FIRED_BY_DELETE(trigger->tg_event))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("function must be called as a row trigger after a deletion")));
+	hs_catalog_drop_fields(row_value(trigger, trigger->tg_trigtuple,
+									 "sync_type"), NULL, 0);
+	return PointerGetDatum(NULL);
 }
 
 /*

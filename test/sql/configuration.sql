@@ -49,6 +49,8 @@ UPDATE sync_types SET object_type = 'tickets' WHERE sync_type = 'companies';
 \echo :SQLSTATE
 INSERT INTO sync_fields (sync_type, column_name, property) VALUES ('companies', 'archived', 'x');
 \echo :SQLSTATE
+INSERT INTO sync_fields (sync_type, column_name, property) VALUES ('company', 'name', 'name');
+\echo :SQLSTATE
 INSERT INTO sync_types (sync_type, object_type, target_schema, target_table, key_columns)
 	VALUES ('theirs', 'companies', 'crm', 'company', '{id}');
 \echo :SQLSTATE
@@ -124,9 +126,17 @@ SELECT shipped, configured_by = current_user AS by_me FROM sync_fields
 WHERE sync_type = 'owners' AND column_name = 'role';
 SELECT count(*) AS others FROM sync_fields WHERE shipped AND sync_type = 'owners';
 
+-- A superuser who restores a dump may bring a field before its type. A
+-- deleted type takes its fields along.
+INSERT INTO sync_fields (sync_type, column_name, property) VALUES ('calls', 'a', 'b');
+INSERT INTO sync_types (sync_type, object_type, target_table, key_columns)
+	VALUES ('calls', 'calls', 'contacts', '{connection_id,hubspot_contact_id}');
+DELETE FROM sync_types WHERE sync_type = 'calls';
+SELECT count(*) AS left_over FROM sync_fields WHERE sync_type = 'calls';
+
 -- Rows that make no sense are refused where they are written.
 \set VERBOSITY sqlstate
-INSERT INTO sync_fields (sync_type, column_name, property) VALUES ('nonsense', 'a', 'b');
+UPDATE sync_types SET sync_type = 'nonsense' WHERE sync_type = 'tickets';
 INSERT INTO sync_fields (sync_type, column_name) VALUES ('contacts', 'merged_into');
 INSERT INTO sync_fields (sync_type, column_name, transform) VALUES ('contacts', 'merged_into', 'constant');
 INSERT INTO sync_fields (sync_type, column_name, transform) VALUES ('contacts', 'merged_into', 'guess');

@@ -317,7 +317,7 @@ subtest 'rows of the configuration' => sub {
 	}
 	is($server->sql('SELECT sync_types::text FROM sync_types ORDER BY 1'), $before, 'nothing has changed');
 	like($server->sql_error(q{UPDATE sync_types SET sync_type = 'kontakte' WHERE sync_type = 'contacts'}),
-		qr/ERROR:  23503:/, 'a type with fields is not renamed');
+		qr/ERROR:  0A000: sync type "contacts" cannot be renamed/, 'a type is not renamed');
 	is($server->run_sync('contacts', 'full')->{status}, 'success', 'runs go on');
 };
 

@@ -11,7 +11,7 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/../perl";
 
-use HubspotSync::Dump qw(dump_database restore_dump extension_tables table_text same_table);
+use HubspotSync::Dump qw(dump_database restore_dump last_table_first extension_tables table_text same_table);
 use HubspotSync::Server;
 use HubspotSync::Simulator;
 use HubspotSync::Wait qw(wait_until);
@@ -321,6 +321,11 @@ subtest 'a database' => sub {
 		$copy = restored('custom_again', 'public', [ dump_database($copy, @options) ]);
 		check_copy($copy, $runs, \%wanted, $logs);
 	};
+	subtest 'the tables in the opposite order' => sub {
+		my $file = dump_database($origin, '--format=custom');
+		my $copy = restored('opposite', 'public', [ $file, last_table_first($server, $file) ]);
+		check_copy($copy, $runs, \%wanted, $logs);
+	};
 	subtest 'schema first, data later' => sub {
 		my $copy = restored('two_steps', 'public', [ dump_database($origin, '--schema-only') ],
 			[ dump_database($origin, '--data-only') ]);
@@ -396,6 +401,7 @@ my %changes = (
 		UPDATE sync_fields SET column_name = 'email' WHERE sync_type = 'contacts' AND column_name = 'phone';
 		UPDATE sync_fields SET column_name = 'phone' WHERE sync_type = 'contacts' AND column_name = 'x'
 		SQL
+	'a deleted type' => q{DELETE FROM sync_types WHERE sync_type = 'deals'},
 	'all fields of a type deleted' => q{DELETE FROM sync_fields WHERE sync_type = 'deals'},
 	'columns that somebody mapped a shipped type to' => <<~'SQL',
 		CREATE TABLE people (id text PRIMARY KEY, mail text, first_name text);

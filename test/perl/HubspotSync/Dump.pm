@@ -24,10 +24,10 @@ use Carp;
 use Encode qw(decode);
 use Exporter 'import';
 use IPC::Run;
-use PostgreSQL::Test::Utils qw(slurp_file);
+use PostgreSQL::Test::Utils qw(append_to_file run_command slurp_file);
 use Test::More;
 
-our @EXPORT_OK = qw(dump_database restore_dump extension_tables table_text same_table);
+our @EXPORT_OK = qw(dump_database restore_dump last_table_first extension_tables table_text same_table);
 
 my $files = 0;
 
@@ -43,6 +43,11 @@ Calls pg_dump with the options and returns the file it has written.
 
 Restores a dump, a plain one with psql, any other with pg_restore, stopping at
 the first error. Returns what was said about it, '' if all went well.
+
+=item last_table_first($server, $file)
+
+The option that lets pg_restore fill the tables in the opposite order. Several
+processes fill them in any.
 
 =cut
 
@@ -61,6 +66,17 @@ sub restore_dump
 	return _run($server, 'pg_restore', '--exit-on-error', @options, $file)
 	  if slurp_file($file) =~ /\APGDMP/;
 	return _run($server, 'psql', '-X', '-q', '-o', '/dev/null', '-v', 'ON_ERROR_STOP=1', '-f', $file, @options);
+}
+
+sub last_table_first
+{
+	my ($server, $file) = @_;
+	my ($list, $error) = run_command([ $server->node->installed_command('pg_restore'), '--list', $file ]);
+	croak "pg_restore: $error" if $error ne '';
+	my @lines = split /\n/, $list;
+	my @data = reverse grep { / TABLE DATA / } @lines;
+	append_to_file("$file.list", join '', map { (/ TABLE DATA / ? shift @data : $_) . "\n" } @lines);
+	return "--use-list=$file.list";
 }
 
 # Runs a program on the server's database.
