@@ -592,6 +592,10 @@ INSERT INTO sync_fields (sync_type, column_name, property, transform, argument, 
 	('owners', 'role', NULL, 'constant', 'coach', true, true),
 	('owners', 'created_at', 'createdAt', 'value', NULL, false, true);
 
+-- Autovacuum leaves tables this small alone. Without statistics the planner
+-- takes them for large, and compiles the views below for seconds (jit).
+ANALYZE sync_connections, sync_types, sync_fields;
+
 -- Whoever names a target table decides what our worker writes there as the
 -- table's owner, so he must be a member of that role.
 CREATE FUNCTION hubspot_sync_check_configuration() RETURNS trigger
@@ -945,7 +949,7 @@ CREATE VIEW @extschema@.sync_alerts AS
 			count(*), a.sync_type)
 	FROM @extschema@.sync_absences a
 	JOIN @extschema@.sync_runs r ON r.id = a.run_id
-	WHERE a.verdict = 'gone' AND NOT a.accepted
+	WHERE a.verdict = 'gone' AND a.origin = 'list' AND NOT a.accepted
 		AND r.error_details ->> 'reason' = 'mass_absence'
 	GROUP BY a.connection_id, a.sync_type, a.run_id
 	UNION ALL

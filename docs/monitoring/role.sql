@@ -12,7 +12,8 @@ SELECT current_database() AS database \gset
 
 CREATE ROLE hubspot_monitor LOGIN CONNECTION LIMIT 5;
 ALTER ROLE hubspot_monitor IN DATABASE :"database" SET search_path = :"schema";
--- Compiling such queries takes longer than executing them.
+-- Compiling such queries takes longer than executing them, should the planner
+-- have no statistics and choose to.
 ALTER ROLE hubspot_monitor IN DATABASE :"database" SET jit = off;
 ALTER ROLE hubspot_monitor IN DATABASE :"database" SET statement_timeout = '10s';
 ALTER ROLE hubspot_monitor IN DATABASE :"database" SET default_transaction_read_only = on;

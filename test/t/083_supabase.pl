@@ -21,9 +21,7 @@ $ENV{PGUSER} = 'supabase_admin';
 
 my $sim = HubspotSync::Simulator->start(contacts => 40, deals => 10, owners => 3);
 my $server = HubspotSync::Server->new('supabase', simulator => $sim, extension => 0,
-	init => { extra => [ '-E', 'UTF8', '--no-locale', '-U', 'supabase_admin' ] },
-	# compiling the views takes longer than reading them a hundred times
-	conf => { jit => 'off' });
+	init => { extra => [ '-E', 'UTF8', '--no-locale', '-U', 'supabase_admin' ] });
 
 my @api_roles = ('postgres', 'anon', 'authenticated', 'service_role');
 my @roles = (@api_roles, 'nobody', 'Odd "Role"');
