@@ -380,6 +380,15 @@ run_tokener(const SafeText *text, const char **error)
 		*error = describe_error(status, offset);
 		return NULL;
 	}
+	/* What is not strict stops at the end of the value. */
+	while (offset < text->len && is_space(text->data[offset]))
+		offset++;
+	if (offset < text->len)
+	{
+		json_object_put(root);
+		*error = psprintf("unexpected text at byte %zu", offset);
+		return NULL;
+	}
 	*error = NULL;
 	return root;
 }
@@ -424,7 +433,7 @@ hs_json_parse(const char *text, size_t len)
 		MemoryContextRegisterResetCallback(CurrentMemoryContext, callback);
 		parse.root = wrap(root);
 	}
-	else if (parse.error == NULL && text[start] == 'n')
+	else if (parse.error == NULL && pg_tolower((unsigned char) text[start]) == 'n')
 		parse.root = NULL_DOCUMENT;
 	else if (parse.error == NULL)
 		parse.error = "out of memory";
