@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from itertools import count
 from typing import Any
 
@@ -47,7 +47,7 @@ class Record:
 class Table:
     """All records of one object type."""
 
-    def __init__(self, kind: ObjectType, lag_ms: Callable[[], int], wide: int = 0) -> None:
+    def __init__(self, kind: ObjectType, lag: IndexLag, wide: int = 0) -> None:
         self.kind = kind
         self.groups: dict[str, dict[str, Any]] = {}
         self.properties = built_in_properties(kind)
@@ -61,7 +61,7 @@ class Table:
         self.history = History(self.value, kind.modified)
         self.version = next(_versions)
         self._highest_id = 1000
-        self.lag = IndexLag(lag_ms)
+        self.lag = lag
         self._wide = _add_wide(self.properties, wide, property_group(kind.name))
         self._renderers: OrderedDict[tuple[tuple[str, ...], ...], Renderer] = OrderedDict()
         self._by_text: dict[tuple[str | None, str | None], Renderer] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from clock import Clock, parse_instant
@@ -18,6 +18,7 @@ from definitions import (
 )
 from errors import ControlError
 from history import MERGE_SOURCE, USER_SOURCE, Source
+from lag import IndexLag
 from owners import OwnerBook
 from store import Record, Table
 
@@ -200,8 +201,7 @@ class World:
         return record
 
     def _table(self, kind: ObjectType, wide: int) -> Table:
-        lag: Callable[[], int] = lambda: self._config.search_lag_ms
-        return Table(kind, lag, wide)
+        return Table(kind, IndexLag(lambda: self._config.search_lag_ms, self._clock.now_ms), wide)
 
 
 def _merged_properties(table: Table, primary: Record, other: Record, new_id: bool) -> dict[str, Any]:
