@@ -1,16 +1,14 @@
-"""Endpoints about the account itself: owners, pipelines, property definitions, schemas, account information."""
+"""Endpoints about the account itself: owners, pipelines, schemas, account information."""
 
 from __future__ import annotations
 
 import base64
-import re
 from typing import Any
 
-from answer import Answer, Page, dump, empty_answer, json_answer
+from answer import Answer, Page, dump, json_answer
 from call import Call
 from clock import Clock, iso_instant
 from config import Config, PORTAL_ID, TIME_ZONE
-from definitions import FIELD_TYPES, Property
 from errors import ApiError, not_found
 from limits import RateLimiter
 from objects_api import next_link, page_size
@@ -18,7 +16,6 @@ from store import Table
 from world import World
 
 OWNERS_LIMIT, OWNERS_MAX = 100, 500
-_NAME = re.compile(r"[a-z][a-z0-9_]{0,98}")
 
 
 class AccountApi:
@@ -71,66 +68,6 @@ class AccountApi:
                 return pipeline
         raise not_found()
 
-    # Property definitions
-
-    def properties(self, call: Call, table: Table) -> Answer:
-        """All definitions, no paging; sensitive ones do not exist here."""
-        archived = call.query.get("archived") == "true"
-        sensitive = call.query.get("dataSensitivity", "non_sensitive") != "non_sensitive"
-        chosen = [prop for prop in table.properties.values() if prop.archived == archived and not sensitive]
-        return json_answer({"results": [prop.to_json() for prop in chosen]})
-
-    def property(self, call: Call, table: Table, name: str) -> Answer:
-        """One definition."""
-        prop = table.properties.get(name)
-        if prop is None or prop.archived != (call.query.get("archived") == "true"):
-            raise not_found(f'Property "{name}" does not exist')
-        return json_answer(prop.to_json())
-
-    def create_property(self, call: Call, table: Table) -> Answer:
-        """Create a definition; the name of an archived one restores it."""
-        body = call.json()
-        existing = table.properties.get(str(body.get("name")))
-        if existing is not None and not existing.archived:
-            raise ApiError(
-                409,
-                f"A property named '{existing.name}' already exists.",
-                "OBJECT_ALREADY_EXISTS",
-                subCategory="Properties.PROPERTY_WITH_NAME_EXISTS",
-            )
-        if existing is not None:
-            existing.archived = False
-            table.definitions_changed()
-            return json_answer(existing.to_json(), 201)
-        prop = _new_property(table, body, self._clock.now_ms())
-        table.define(prop)
-        return json_answer(prop.to_json(), 201)
-
-    def archive_property(self, call: Call, table: Table, name: str) -> Answer:
-        """Archive a custom definition."""
-        prop = table.properties.get(name)
-        if prop is None or prop.archived:
-            raise not_found(f'Property "{name}" does not exist')
-        if prop.hubspot_defined:
-            raise ApiError(400, f"{name} is defined by HubSpot and cannot be archived")
-        prop.archived = True
-        table.definitions_changed()
-        return empty_answer()
-
-    def groups(self, call: Call, table: Table) -> Answer:
-        """The property groups of a type."""
-        return json_answer({"results": list(table.groups.values())})
-
-    def create_group(self, call: Call, table: Table) -> Answer:
-        """Create a group; 409 for an existing one is unverified."""
-        body = call.json()
-        name, label = body.get("name"), body.get("label")
-        if not isinstance(name, str) or not isinstance(label, str) or not name:
-            raise ApiError(400, "name and label are required")
-        if name in table.groups:
-            raise ApiError(409, f"A property group named '{name}' already exists.", "OBJECT_ALREADY_EXISTS")
-        return json_answer(table.add_group(name, label, body.get("displayOrder", -1)), 201)
-
     # Account
 
     def schemas(self, call: Call) -> Answer:
@@ -177,33 +114,6 @@ def _decode_cursor(cursor: str) -> int:
         return int(base64.b64decode(cursor.replace("%3D", "=")))
     except ValueError:
         raise ApiError(400, f"Invalid paging cursor: {cursor}") from None
-
-
-def _new_property(table: Table, body: dict[str, Any], now_ms: int) -> Property:
-    for name in ("name", "label", "type", "fieldType", "groupName"):
-        if not isinstance(body.get(name), str) or not body[name]:
-            raise ApiError(400, f"{name} is required")
-    if not _NAME.fullmatch(body["name"]):
-        raise ApiError(400, f"{body['name']} is not a valid property name")
-    if body["fieldType"] not in FIELD_TYPES.get(body["type"], ()):
-        raise ApiError(400, f"fieldType {body['fieldType']} does not go with type {body['type']}")
-    if body["groupName"] not in table.groups:
-        raise ApiError(400, f"Property group {body['groupName']} does not exist")
-    options = body.get("options") or []
-    if body["type"] == "enumeration" and not options:
-        raise ApiError(400, "An enumeration needs options")
-    return Property(
-        body["name"],
-        body["label"],
-        body["type"],
-        body["fieldType"],
-        body["groupName"],
-        options=[{"displayOrder": order, "hidden": False, **option} for order, option in enumerate(options)],
-        description=body.get("description", ""),
-        unique=bool(body.get("hasUniqueValue")),
-        display_order=body.get("displayOrder", -1),
-        created_ms=now_ms,
-    )
 
 
 def _schema(table: Table) -> dict[str, Any]:

@@ -13,9 +13,11 @@ from config import MAX_URL, Config
 from errors import ApiError, missing_scopes, not_found, unauthorized
 from limits import RateLimiter
 from objects_api import ObjectsApi
+from properties_api import PropertiesApi
 from router import Router
 from store import Table
 from world import World
+from writes_api import WritesApi
 
 Route = tuple[str, str, str, Callable[..., Answer]]  # method, path, access, handler
 VERSIONS = ("2026-09", "2026-03")
@@ -30,7 +32,8 @@ class Api:
         self._config = config
         self.limiter = RateLimiter(config, clock)
         self._router = Router()
-        self._add_object_routes(ObjectsApi(world, config, clock))
+        self._add_object_routes(ObjectsApi(config, clock), WritesApi(world, clock))
+        self._add_property_routes(PropertiesApi(config, clock))
         self._add_account_routes(AccountApi(world, config, clock, self.limiter))
 
     def authorized(self, call: Call) -> bool:
@@ -60,7 +63,8 @@ class Api:
 
     def _endpoint(self, call: Call) -> Answer:
         handler, values, known = self._router.find(call.method, call.path)
-        if values.pop("version", VERSIONS[0]) not in VERSIONS:
+        call.version = values.pop("version", VERSIONS[0])
+        if call.version not in VERSIONS:
             raise not_found()
         if handler is None:
             raise ApiError(405, "Method Not Allowed", None) if known else not_found()
@@ -69,18 +73,20 @@ class Api:
 
     # Routes
 
-    def _add_object_routes(self, objects: ObjectsApi) -> None:
+    def _add_object_routes(self, objects: ObjectsApi, writes: WritesApi) -> None:
         base = "crm/objects/{version}/{type}"
         routes: list[Route] = [
             ("GET", "", "read", objects.list_page),
-            ("POST", "", "write", objects.create),
+            ("POST", "", "write", writes.create),
             ("POST", "/search", "read", objects.search),
-            ("POST", "/merge", "write", objects.merge),
-            ("POST", "/gdpr-delete", "write", objects.gdpr_delete),
+            ("POST", "/merge", "write", writes.merge),
+            ("POST", "/gdpr-delete", "write", writes.gdpr_delete),
             ("POST", "/batch/read", "read", objects.batch_read),
+            ("POST", "/batch/update", "write", writes.batch_update),
+            ("POST", "/batch/upsert", "write", writes.batch_upsert),
             ("GET", "/{id}", "read", objects.read),
-            ("PATCH", "/{id}", "write", objects.update),
-            ("DELETE", "/{id}", "write", objects.archive),
+            ("PATCH", "/{id}", "write", writes.update),
+            ("DELETE", "/{id}", "write", writes.archive),
         ]
         for method, path, access, handler in routes:
             self._router.add(method, base + path, self._typed(handler, _record_scope(access)))
@@ -94,16 +100,6 @@ class Api:
         self._router.add(
             "GET", "crm-object-schemas/{version}/schemas", self._scoped(account.schemas, "crm.schemas.custom.read")
         )
-        definitions: list[Route] = [
-            ("GET", "properties/{version}/{type}", "read", account.properties),
-            ("POST", "properties/{version}/{type}", "write", account.create_property),
-            ("GET", "properties/{version}/{type}/groups", "read", account.groups),
-            ("POST", "properties/{version}/{type}/groups", "write", account.create_group),
-            ("GET", "properties/{version}/{type}/{name}", "read", account.property),
-            ("DELETE", "properties/{version}/{type}/{name}", "write", account.archive_property),
-        ]
-        for method, path, access, handler in definitions:
-            self._router.add(method, f"crm/{path}", self._typed(handler, _schema_scope(access)))
         # which scope pipelines need is unverified; the records' read scope is assumed
         pipelines: list[Route] = [
             ("GET", "", "read", account.pipelines),
@@ -113,6 +109,23 @@ class Api:
         for method, path, access, handler in pipelines:
             base = "crm/pipelines/{version}/{type}"
             self._router.add(method, base + path, self._typed(handler, _record_scope(access)))
+
+    def _add_property_routes(self, properties: PropertiesApi) -> None:
+        base = "crm/properties/{version}/{type}"
+        routes: list[Route] = [
+            ("GET", "", "read", properties.properties),
+            ("POST", "", "write", properties.create_property),
+            ("POST", "/batch/create", "write", properties.batch_create),
+            ("POST", "/batch/read", "read", properties.batch_read),
+            ("POST", "/batch/archive", "write", properties.batch_archive),
+            ("GET", "/groups", "read", properties.groups),
+            ("POST", "/groups", "write", properties.create_group),
+            ("GET", "/{name}", "read", properties.property),
+            ("PATCH", "/{name}", "write", properties.update_property),
+            ("DELETE", "/{name}", "write", properties.archive_property),
+        ]
+        for method, path, access, handler in routes:
+            self._router.add(method, base + path, self._typed(handler, _schema_scope(access)))
 
     def _typed(self, handler: Callable[..., Answer], scope_of: Callable[[Table], str]) -> Callable[..., Answer]:
         """Look up the object type and check the scope it needs."""

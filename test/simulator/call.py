@@ -13,7 +13,7 @@ from errors import ApiError
 class Call:
     """Method, path, query, headers and body of one request; parsed only as far as needed."""
 
-    __slots__ = ("method", "target", "path", "query_string", "headers", "body", "scheme", "_query", "_json")
+    __slots__ = ("method", "target", "path", "query_string", "headers", "body", "scheme", "version", "_query", "_json")
 
     def __init__(
         self, method: str, target: str, headers: Mapping[str, str], body: bytes, scheme: str = "http"
@@ -24,6 +24,7 @@ class Call:
         self.headers = headers
         self.body = body
         self.scheme = scheme
+        self.version = ""  # of the API, as the path names it
         self._query: dict[str, str] | None = None
         self._json: Any = None
 
@@ -65,6 +66,22 @@ class Call:
         if not isinstance(value, dict):
             raise ApiError(400, "Invalid input JSON: an object was expected")
         return value
+
+    def input_count(self) -> int:
+        """How many inputs a batch request has, whatever else is wrong with it."""
+        if self.method != "POST" or "/batch/" not in self.path:
+            return 0
+        try:
+            inputs = self.json().get("inputs")
+        except ApiError:
+            return 0
+        return len(inputs) if isinstance(inputs, list) else 0
+
+    def drop_inputs(self, places: list[int]) -> None:
+        """Forget some of a batch's inputs; negative places count from the end."""
+        inputs = self.members("inputs", dict)
+        dropped = {place % len(inputs) for place in places} if inputs else set()
+        self.json()["inputs"] = [item for place, item in enumerate(inputs) if place not in dropped]
 
     def cursor(self) -> str | None:
         """The paging cursor of the request, from its query or its search body."""

@@ -34,6 +34,8 @@ class Config:
     property_history: bool = True
     send_limit_headers: bool | None = None
     date_header: bool = True
+    max_custom_properties: int | None = None
+    journal_bodies: bool = True
 
     def update(self, changes: dict[str, Any]) -> None:
         """Take over the given settings; all or none."""
@@ -66,6 +68,8 @@ _ALLOWED: dict[str, tuple[type, ...]] = {
     "property_history": (bool,),
     "send_limit_headers": (bool, type(None)),
     "date_header": (bool,),
+    "max_custom_properties": (int, type(None)),
+    "journal_bodies": (bool,),
 }
 
 

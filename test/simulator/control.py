@@ -70,7 +70,17 @@ class Control:
             ("POST", "hide/{type}", self._hide),
             ("DELETE", "hide/{type}", self._step("unhide")),
             ("GET", "history/{type}/{property}", self._history),
+            ("GET", "properties/{type}", self._properties),
             ("POST", "properties/{type}", self._define_properties),
+            ("DELETE", "properties/{type}/{name}", self._step("remove_property")),
+            ("POST", "properties/{type}/{name}/archive", self._step("archive_property")),
+            ("POST", "properties/{type}/{name}/restore", self._step("restore_property")),
+            ("GET", "groups/{type}", lambda call, type: list(self._table(type).groups.values())),
+            ("POST", "groups/{type}", self._define_groups),
+            ("DELETE", "groups/{type}/{name}", self._step("remove_group")),
+            ("GET", "rules/{type}", lambda call, type: [rule._asdict() for rule in self._table(type).rules]),
+            ("POST", "rules/{type}", self._step("require")),
+            ("DELETE", "rules/{type}", self._step("unrequire")),
             ("POST", "raw/{type}/{id}", self._set_raw),
             ("DELETE", "raw/{type}/{id}", self._clear_raw),
             ("POST", "owners", self._create_owners),
@@ -108,7 +118,7 @@ class Control:
         since = call.query.get("since", "0")
         if not since.isdigit():
             raise ControlError("since must be a number")
-        return self._simulator.journal.since(int(since))
+        return self._simulator.journal.since(int(since), call.query.get("bodies") != "false")
 
     # Records
 
@@ -120,8 +130,16 @@ class Control:
         return _json_lines(table.truth(record) for record in chosen)
 
     def _record(self, call: Call, type: str, id: str) -> dict[str, Any]:
-        table = self._table(type)
-        return table.truth(self._known(table, id))
+        """One record, live or archived, by its id or with idProperty by a value of a unique property."""
+        table, name = self._table(type), call.query.get("idProperty")
+        if name is None:
+            return table.truth(self._known(table, id))
+        if name not in table.unique_names:
+            raise ControlError(f"{name} is not unique")
+        found = table.find(name, id, False) or table.find(name, id, True)
+        if found is None:
+            raise ControlError(f"no {type} record with {name} {id}")
+        return table.truth(self._known(table, found))
 
     def _history(self, call: Call, type: str, property: str) -> Answer:
         """The history of one property as JSON lines, for every record by id."""
@@ -189,8 +207,14 @@ class Control:
         self._simulator.world.add_stage(self._table(type).kind.name, _body(call))
 
     def _define_properties(self, call: Call, type: str) -> dict[str, Any]:
-        definitions = _body(call).get("properties", [])
-        return {"names": self._simulator.world.define_properties(self._table(type), definitions)}
+        return {"names": self._run({"properties": [], **_body(call), "op": "define_properties", "type": type})}
+
+    def _define_groups(self, call: Call, type: str) -> dict[str, Any]:
+        return {"names": self._run({**_body(call), "op": "define_groups", "type": type})}
+
+    def _properties(self, call: Call, type: str) -> list[dict[str, Any]]:
+        """Every definition, archived ones too."""
+        return [prop.to_json() for prop in self._table(type).properties.values()]
 
     def _define_type(self, call: Call) -> dict[str, Any]:
         body = _body(call)

@@ -127,13 +127,13 @@ class Property:
     archived: bool = False
     display_order: int = -1
     created_ms: int = 0
+    updated_ms: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The definition as the properties API shows it."""
-        stamp = iso_instant(self.created_ms)
         return {
-            "updatedAt": stamp,
-            "createdAt": stamp,
+            "updatedAt": iso_instant(self.updated_ms),
+            "createdAt": iso_instant(self.created_ms),
             "name": self.name,
             "label": self.label,
             "type": self.type,
@@ -288,6 +288,7 @@ def described_property(fields: dict[str, Any], known: dict[str, Property], group
         raise ControlError(f"a definition needs a name and knows only {', '.join(_DEFINITION_FIELDS)}")
     prop = known.get(name) or replace(plain_property(name, group), created_ms=now_ms)
     changes = {_DEFINITION_FIELDS[field_name]: value for field_name, value in fields.items()}
+    changes["updated_ms"] = now_ms
     if "type" in fields:
         changes.setdefault("field_type", _USUAL_FIELD.get(fields["type"], "text"))
     return replace(prop, **changes)

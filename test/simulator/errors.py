@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from typing import Any
 
@@ -55,11 +56,26 @@ def not_found(message: str = "resource not found") -> ApiError:
 def invalid_properties(problems: list[dict[str, str]], portal_id: int) -> ApiError:
     """400 for property values HubSpot refuses; problems are {name, code, message}."""
     listed = [
-        f'{{"isValid":false,"message":"{p["message"]}","error":"{p["code"]}","name":"{p["name"]}",'
-        f'"localizedErrorMessage":"{p["message"]}","portalId":{portal_id}}}'
-        for p in problems
+        {
+            "isValid": False,
+            "message": problem["message"],
+            "error": problem["code"],
+            "name": problem["name"],
+            "localizedErrorMessage": problem["message"],
+            "portalId": portal_id,
+        }
+        for problem in problems
     ]
-    errors = [
-        {"message": p["message"], "code": p["code"], "context": {"propertyName": [p["name"]]}} for p in problems
-    ]
-    return ApiError(400, f"Property values were not valid: [{','.join(listed)}]", errors=errors)
+    described = json.dumps(listed, ensure_ascii=False, separators=(",", ":"))
+    details = [_property_detail(problem["message"], problem["code"], problem["name"]) for problem in problems]
+    return ApiError(400, f"Property values were not valid: {described}", errors=details)
+
+
+def missing_required(message: str, code: str, names: list[str]) -> ApiError:
+    """400 for properties that are left without a value they need."""
+    details = [_property_detail(f"{name} is required", code, name) for name in names]
+    return ApiError(400, message, errors=details)
+
+
+def _property_detail(message: str, code: str, name: str) -> dict[str, Any]:
+    return {"message": message, "code": code, "context": {"propertyName": [name]}}

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from answer import Answer, dump
+import answer_edits
+from answer import Answer, dump, json_answer
 from call import Call
-from errors import ControlError
+from errors import ControlError, error_body
 from limits import POLICIES, limit_answer
 
 Produce = Callable[[], Answer]
@@ -27,10 +28,9 @@ class Matcher:
     def __init__(self, spec: dict[str, Any]) -> None:
         self._method = spec.get("method")
         self._path = spec.get("path", "")
-        try:
-            self._regex = re.compile(spec["path_regex"]) if spec.get("path_regex") else None
-        except re.error as error:
-            raise ControlError(f"bad path_regex: {error}") from None
+        self._body = str(spec.get("body", "")).encode()
+        self._regex = _compiled(spec, "path_regex")
+        self._body_regex = _compiled(spec, "body_regex")
         self._nth = int(spec.get("nth", 1))
         self._times = int(spec.get("times", 1))
         self.seen = 0
@@ -44,10 +44,23 @@ class Matcher:
         return past >= 0 and (self._times == 0 or past < self._times)
 
     def _fits(self, call: Call) -> bool:
-        """Path and regular expression see the path with its query string."""
+        """Path and path_regex see the path with its query string, body and body_regex the body as it was sent."""
         if self._method and self._method.upper() != call.method:
             return False
-        return self._path in call.target and (self._regex is None or bool(self._regex.search(call.target)))
+        if self._path not in call.target or not _finds(self._regex, call.target):
+            return False
+        return self._body in call.body and _finds(self._body_regex, call.body.decode(errors="replace"))
+
+
+def _compiled(spec: dict[str, Any], name: str) -> re.Pattern[str] | None:
+    try:
+        return re.compile(spec[name]) if spec.get(name) else None
+    except re.error as error:
+        raise ControlError(f"bad {name}: {error}") from None
+
+
+def _finds(pattern: re.Pattern[str] | None, text: str) -> bool:
+    return pattern is None or bool(pattern.search(text))
 
 
 @dataclass
@@ -115,6 +128,21 @@ def _status(fault: Fault, action: Action, call: Call, produce: Produce) -> Answe
     answer = Answer(int(action.get("status", 500)), body, headers=dict(action.get("headers") or {}))
     answer.content_type = action.get("content_type", answer.content_type if "json" in action else "text/plain")
     return answer
+
+
+_CATEGORIES = {
+    400: "VALIDATION_ERROR", 401: "INVALID_AUTHENTICATION", 403: "MISSING_SCOPES", 404: "OBJECT_NOT_FOUND",
+    409: "CONFLICT",
+}  # fmt: skip
+
+
+def _error(fault: Fault, action: Action, call: Call, produce: Produce) -> Answer:
+    """HubSpot's own error shape; what stands in `more` is added to it, or with null taken away."""
+    status = int(action["status"])
+    category = action.get("category", _CATEGORIES.get(status))
+    body = error_body(str(action.get("message", "scripted error")), category)
+    body.update(action.get("more") or {})
+    return json_answer({name: value for name, value in body.items() if value is not None}, status)
 
 
 def _html(fault: Fault, action: Action, call: Call, produce: Produce) -> Answer:
@@ -263,6 +291,26 @@ def _replace_page(fault: Fault, action: Action, call: Call, produce: Produce) ->
     return answer
 
 
+def _edit(fault: Fault, action: Action, call: Call, produce: Produce) -> Answer:
+    """A genuine answer with other JSON in it: paths to remove, then paths to replace; a status of its own, too.
+
+    `drop_inputs` keeps inputs of a batch from HubSpot's eyes.
+    """
+    if "drop_inputs" in action:
+        call.drop_inputs(action["drop_inputs"])
+    answer = produce()
+    if not answer.payload():
+        return answer
+    body = json.loads(answer.payload())
+    for path in action.get("remove") or []:
+        answer_edits.remove(body, path)
+    for path, value in (action.get("replace") or {}).items():
+        answer_edits.replace(body, path, value)
+    answer.page, answer.body, answer.cache_key = None, dump(body), None
+    answer.status = int(action.get("status", answer.status))
+    return answer
+
+
 def _changed_page(produce: Produce) -> Answer:
     answer = produce()
     answer.cache_key = None
@@ -275,6 +323,7 @@ def _first_id(items: list[bytes]) -> str | None:
 
 KINDS: dict[str, Callable[[Fault, Action, Call, Produce], Answer]] = {
     "status": _status,
+    "error": _error,
     "html": _html,
     "reset": _reset,
     "hang": _hang,
@@ -292,12 +341,15 @@ KINDS: dict[str, Callable[[Fault, Action, Call, Produce], Answer]] = {
     "stale_cursor_loop": _stale_cursor_loop,
     "duplicate_record": _duplicate_record,
     "replace_page": _replace_page,
+    "edit": _edit,
     "delay": lambda fault, action, call, produce: produce(),
 }
 _REPLACING = {
-    "status", "html", "reset", "hang", "empty_body", "redirect", "body", "rate_limit", "huge_body", "gzip_bomb",
+    "status", "error", "html", "reset", "hang", "empty_body", "redirect", "body", "rate_limit", "huge_body",
+    "gzip_bomb",
 }  # fmt: skip
 _NEEDED = {
+    "error": ("status",),
     "redirect": ("location",),
     "slow": ("bytes_per_second",),
     "huge_body": ("bytes",),

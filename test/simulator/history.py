@@ -27,6 +27,15 @@ MERGE_SOURCE = Source("MERGE_OBJECTS")
 _SEED_SOURCES = (Source("IMPORT", "61330514"), USER_SOURCE, Source("FORM", "b1f7-kontakt"), Source("MIGRATION"))
 
 
+class Change(NamedTuple):
+    """What one write replaced, with names and values side by side."""
+
+    at_ms: int
+    source: Source
+    names: tuple[str, ...]
+    before: tuple[Any, ...]
+
+
 class Entry(NamedTuple):
     """One value a property was given."""
 
@@ -50,25 +59,30 @@ Earlier = Callable[[int], list[Any]]  # the values a seeded record had before it
 class History:
     """The history of one table's records, each property's oldest entry first.
 
-    Only what changed since a record was made is kept. Until then a property has the entry of the record's creation,
-    which is made up when somebody asks, and none without a value. The modified date has its present value as the only
-    entry. Clearing a value gives an entry with "" (unverified). Entries of one property are at least a millisecond
-    apart and in the order of the changes, whatever dates the changes pretend to have.
+    Only what changed since a record was made is kept, one item a write. Until then a property has the entry of the
+    record's creation, which is made up when somebody asks, and none without a value. The modified date has its present
+    value as the only entry. Clearing a value gives an entry with "" (unverified). Entries of one property are at least
+    a millisecond apart and in the order of the changes, whatever dates the changes pretend to have.
     """
 
     def __init__(self, value: Callable[[Record, str], Any], modified: str) -> None:
         self._value = value
         self._modified = modified
-        self._kept: dict[str, dict[int, tuple[Entry, ...]]] = {}  # by property and record
+        self._changes: dict[int, tuple[Change, ...]] = {}  # by record
+        self._names: dict[tuple[str, ...], tuple[str, ...]] = {}  # equal names are kept once
         self._makers: dict[int, Source] = {}  # of records that were not seeded
         self._origins: dict[int, int] = {}  # the record whose past a survivor with an id of its own goes on with
         self.earlier: dict[str, Earlier] = {}
 
     def entries(self, record: Record, name: str) -> tuple[Entry, ...]:
         """The history of a property, oldest first."""
-        kept = self._kept.get(name)
-        found = None if kept is None else kept.get(record.id)
-        return self._initial(record, name) if found is None else found
+        changes = [change for change in self._changes.get(record.id, ()) if name in change.names]
+        values = [change.before[change.names.index(name)] for change in changes] + [self._value(record, name)]
+        entries = list(self._initial(record, name, values[0]))
+        for change, value in zip(changes, values[1:]):
+            earliest = entries[-1].at_ms + 1 if entries else record.created_ms
+            entries.append(Entry(max(change.at_ms, earliest), "" if value is None else value, change.source))
+        return tuple(entries)
 
     def delivered(self, record: Record, names: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
         """The histories as the API shows them, newest first; a property that never had a value has an empty one."""
@@ -87,32 +101,31 @@ class History:
 
     def note(self, record: Record, properties: dict[str, Any], at_ms: int, source: Source) -> None:
         """Note what is about to change; the record is still as it was. An equal value is no change."""
+        before = {}
         for name, value in properties.items():
-            if self._value(record, name) == value:
-                continue
-            before = self.entries(record, name)
-            earliest = before[-1].at_ms + 1 if before else record.created_ms
-            entry = Entry(max(at_ms, earliest), "" if value is None else value, source)
-            self._kept.setdefault(name, {})[record.id] = (*before, entry)
+            held = self._value(record, name)
+            if held != value:
+                before[name] = held
+        if before:
+            names = tuple(before)
+            names = self._names.setdefault(names, names)
+            change = Change(at_ms, source, names, tuple(before.values()))
+            self._changes[record.id] = (*self._changes.get(record.id, ()), change)
 
     def take_over(self, new_id: int, old_id: int) -> None:
         """Let a new record go on with the past of another one."""
-        for kept in self._kept.values():
+        for kept in (self._changes, self._makers):
             if old_id in kept:
                 kept[new_id] = kept[old_id]
-        if old_id in self._makers:
-            self._makers[new_id] = self._makers[old_id]
         self._origins[new_id] = self._origins.get(old_id, old_id)
 
     def forget(self, record_id: int) -> None:
         """Drop everything about a record."""
-        for kept in self._kept.values():
+        for kept in (self._changes, self._makers, self._origins):
             kept.pop(record_id, None)
-        self._makers.pop(record_id, None)
-        self._origins.pop(record_id, None)
 
-    def _initial(self, record: Record, name: str) -> tuple[Entry, ...]:
-        value = self._value(record, name)
+    def _initial(self, record: Record, name: str, value: Any) -> tuple[Entry, ...]:
+        """The entry of a record's creation, if the property had a value then."""
         if value is None:
             return ()
         maker = self._makers.get(record.id)

@@ -33,19 +33,20 @@ class Entry:
     user_agent: str | None
     content_type: str | None
     accept_encoding: str | None
+    inputs: int
     fault: str | None = None
     status: int | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        """The entry with its query and body parsed."""
-        return {
+    def to_json(self, with_body: bool) -> dict[str, Any]:
+        """The entry with its query and, if wanted, its body parsed."""
+        shown = {
             "n": self.n,
             "at_ms": self.at_ms,
             "method": self.method,
             "path": self.path,
             "query": dict(parse_qsl(self.query_string, keep_blank_values=True)),
             "query_string": self.query_string,
-            "body": _parsed(self.body),
+            "inputs": self.inputs,
             "status": self.status,
             "authorization_ok": self.authorization_ok,
             "user_agent": self.user_agent,
@@ -53,6 +54,9 @@ class Entry:
             "accept_encoding": self.accept_encoding,
             "fault": self.fault,
         }
+        if with_body:
+            shown["body"] = _parsed(self.body)
+        return shown
 
 
 class Journal:
@@ -62,22 +66,24 @@ class Journal:
         self._entries: deque[Entry] = deque()
         self._bytes = 0
         self._counts: Counter[tuple[str, str, int | None]] = Counter()
+        self._inputs: Counter[tuple[str, str, int | None]] = Counter()
         self.total = 0
 
     def clear(self) -> None:
         """Forget everything and count from 1 again."""
         self._entries.clear()
         self._counts.clear()
+        self._inputs.clear()
         self._bytes = self.total = 0
 
-    def open(self, call: Call, at_ms: int, authorization_ok: bool, token: str) -> Entry:
+    def open(self, call: Call, at_ms: int, authorization_ok: bool, token: str, with_body: bool) -> Entry:
         """Note a request on arrival."""
         self.total += 1
         header = call.headers.get
         entry = Entry(
             self.total, at_ms, call.method, _without(token, call.path), _without(token, call.query_string),
-            call.body.replace(token.encode(), b"***") if token else call.body, authorization_ok,
-            header("User-Agent"), header("Content-Type"), header("Accept-Encoding"),
+            _body_without(token, call.body) if with_body else b"", authorization_ok,
+            header("User-Agent"), header("Content-Type"), header("Accept-Encoding"), call.input_count(),
         )  # fmt: skip
         self._entries.append(entry)
         self._bytes += len(entry.body)
@@ -88,17 +94,19 @@ class Journal:
     def close(self, entry: Entry, status: int | None) -> None:
         """Note how a request ended."""
         entry.status = status
-        self._counts[entry.method, path_template(entry.path), status] += 1
+        key = entry.method, path_template(entry.path), status
+        self._counts[key] += 1
+        self._inputs[key] += entry.inputs
 
-    def since(self, number: int) -> list[dict[str, Any]]:
+    def since(self, number: int, with_bodies: bool) -> list[dict[str, Any]]:
         """Entries after a number."""
-        return [entry.to_json() for entry in self._entries if entry.n > number]
+        return [entry.to_json(with_bodies) for entry in self._entries if entry.n > number]
 
     def summary(self) -> list[dict[str, Any]]:
-        """Counts by method, path template and status."""
+        """Counts of requests and of their inputs by method, path template and status."""
         return [
-            {"method": method, "path": path, "status": status, "count": count}
-            for (method, path, status), count in sorted(self._counts.items(), key=str)
+            {"method": key[0], "path": key[1], "status": key[2], "count": count, "inputs": self._inputs[key]}
+            for key, count in sorted(self._counts.items(), key=str)
         ]
 
 
@@ -111,6 +119,10 @@ def path_template(path: str) -> str:
 
 def _without(token: str, text: str) -> str:
     return text.replace(token, "***") if token else text
+
+
+def _body_without(token: str, body: bytes) -> bytes:
+    return body.replace(token.encode(), b"***") if token else body
 
 
 def _parsed(body: bytes) -> Any:

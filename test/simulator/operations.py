@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from errors import ControlError
+from rules import described_rule
 from store import Record, Table
 from world import World
 
@@ -104,6 +105,48 @@ def _unhide(world: World, table: Table, step: Step) -> None:
     table.unhide()
 
 
+def _archive_property(world: World, table: Table, step: Step) -> None:
+    table.set_property_archived(_property_name(table, step), True)
+
+
+def _restore_property(world: World, table: Table, step: Step) -> None:
+    table.set_property_archived(_property_name(table, step), False)
+
+
+def _remove_property(world: World, table: Table, step: Step) -> None:
+    table.remove_property(_property_name(table, step))
+
+
+def _property_name(table: Table, step: Step) -> str:
+    name: str = step["name"]
+    if name not in table.properties:
+        raise ControlError(f"no property {name} of {table.kind.name}")
+    return name
+
+
+def _define_properties(world: World, table: Table, step: Step) -> list[str]:
+    return world.define_properties(table, step["properties"])
+
+
+def _define_groups(world: World, table: Table, step: Step) -> list[str]:
+    for fields in step["groups"]:
+        table.add_group(str(fields["name"]), str(fields.get("label", fields["name"])))
+    return [fields["name"] for fields in step["groups"]]
+
+
+def _remove_group(world: World, table: Table, step: Step) -> None:
+    if table.groups.pop(step["name"], None) is None:
+        raise ControlError(f"no property group {step['name']} of {table.kind.name}")
+
+
+def _require(world: World, table: Table, step: Step) -> None:
+    table.rules.append(described_rule(step))
+
+
+def _unrequire(world: World, table: Table, step: Step) -> None:
+    table.rules.clear()
+
+
 _OPERATIONS = {
     "create": _create,
     "patch": _patch,
@@ -114,4 +157,12 @@ _OPERATIONS = {
     "merge": _merge,
     "hide": _hide,
     "unhide": _unhide,
+    "define_properties": _define_properties,
+    "archive_property": _archive_property,
+    "restore_property": _restore_property,
+    "remove_property": _remove_property,
+    "define_groups": _define_groups,
+    "remove_group": _remove_group,
+    "require": _require,
+    "unrequire": _unrequire,
 }

@@ -62,7 +62,10 @@ class Simulator:
         """The answer to any request."""
         if call.path.startswith("/_control/"):
             return Outcome(self._control.answer(call))
-        entry = self.journal.open(call, self.clock.now_ms(), self._api.authorized(call), self.config.token)
+        config = self.config
+        entry = self.journal.open(
+            call, self.clock.now_ms(), self._api.authorized(call), config.token, config.journal_bodies
+        )
         try:
             return await self._answered(call, entry)
         except asyncio.CancelledError:  # the client left meanwhile

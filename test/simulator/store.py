@@ -14,7 +14,9 @@ from definitions import ObjectType, Property, built_in_properties, plain_propert
 from errors import ControlError
 from history import History, Source
 from lag import IndexLag
+from rules import Rule
 from sorted_ints import SortedInts
+from unique_index import UniqueIndex
 
 _RENDERERS_KEPT = 8
 _READY_BYTES = 2 << 30  # by renderer; with thousands of properties not all records can be kept ready
@@ -66,7 +68,10 @@ class Table:
         self._renderers: OrderedDict[tuple[tuple[str, ...], ...], Renderer] = OrderedDict()
         self._by_text: dict[tuple[str | None, str | None], Renderer] = {}
         self._names: list[str] = []  # of all definitions that are not archived; empty until needed
-        self._unique: dict[str, dict[tuple[bool, str], int]] = {}
+        self._unique: dict[str, UniqueIndex] = {}
+        self.checks: dict[str, Any] = {}  # of values, compiled by values.py
+        self.rules: list[Rule] = []
+        self.unique_names = _unique_names(self.properties)
         self.add_group(property_group(kind.name), f"{kind.name.capitalize()} information")
 
     # Definitions
@@ -88,11 +93,23 @@ class Table:
         if missing:
             self.define(*(plain_property(name, property_group(self.kind.name)) for name in missing))
 
+    def set_property_archived(self, name: str, archived: bool) -> None:
+        """Archive or restore a definition; the values stay and are shown again with it (unverified)."""
+        self.properties[name].archived = archived
+        self.definitions_changed()
+
+    def remove_property(self, name: str) -> None:
+        """Forget a definition as if it had never been; values stay with their records, out of sight."""
+        del self.properties[name]
+        self.definitions_changed()
+
     def definitions_changed(self) -> None:
         """Forget everything that was derived from the definitions."""
         self._renderers.clear()
         self._by_text.clear()
         self._names.clear()
+        self.checks.clear()
+        self.unique_names = _unique_names(self.properties)
         self.version = next(_versions)
 
     # Reading
@@ -138,10 +155,10 @@ class Table:
         """The id of the record with this value of a unique property."""
         index = self._unique.get(name)
         if index is None:
-            index = self._unique[name] = {}
+            index = self._unique[name] = UniqueIndex()
             for record in self.records.values():
-                self._index_unique(index, name, record)
-        return index.get((archived, value.lower()))
+                self._index(record, [name])
+        return index.find(value, archived)
 
     def renderer(self, names: Iterable[str] | None, past: Iterable[str] = ()) -> Renderer:
         """The serialiser for a property list; None stands for the default set. Its records are kept.
@@ -204,14 +221,20 @@ class Table:
         self.records[record.id] = record
         self._publish([record])
 
-    def change(self, records: list[Record], properties: Properties, at_ms: int, source: Source) -> None:
+    def change(self, changes: Iterable[tuple[Record, Properties]], at_ms: int, source: Source) -> None:
         """Set properties and the modified date of records."""
-        self._withdraw(records)
-        for record in records:
+        lagging = self.lag.active
+        for record, properties in changes:
+            if lagging:
+                self.lag.note(record.id, record.copy())
+            indexed = self._indexed(properties)
+            self._unindex(record, indexed)
             self.history.note(record, properties, at_ms, source)
             record.properties.update(properties)
-            record.modified_ms = at_ms
-        self._publish(records)
+            self._index(record, indexed)
+            self._move(record, at_ms)
+            self._forget_rendered(record.id)
+        self.version = next(_versions)
 
     def archive(self, record: Record, at_ms: int) -> None:
         """Move a record to the recycle bin; the modified date does not move."""
@@ -273,16 +296,21 @@ class Table:
                 self.lag.note(record.id, record.copy())
             self._unlist(record)
             self._forget_rendered(record.id)
-            for name, index in self._unique.items():
-                self._unindex_unique(index, name, record)
+            self._unindex(record, self._unique)
 
     def _publish(self, records: list[Record]) -> None:
         self._highest_id = max([self._highest_id, *(record.id for record in records)])
         self._list(records)
-        for name, index in self._unique.items():
-            for record in records:
-                self._index_unique(index, name, record)
+        for record in records:
+            self._index(record, self._unique)
         self.version = next(_versions)
+
+    def _move(self, record: Record, modified_ms: int) -> None:
+        """Set the modified date of a record that stays where it is."""
+        if not record.archived_ms and record.id not in self.hidden:
+            self.by_modified.discard(record.modified_ms << _ID_BITS | record.id)
+            self.by_modified.add(modified_ms << _ID_BITS | record.id)
+        record.modified_ms = modified_ms
 
     def _unlist(self, record: Record) -> None:
         if record.id in self.hidden:
@@ -304,20 +332,28 @@ class Table:
         for renderer in self._renderers.values():
             renderer.forget(record_id)
 
-    def _unique_keys(self, name: str, record: Record) -> list[tuple[bool, str]]:
+    def _indexed(self, properties: Properties) -> list[str]:
+        """The indexes whose values these properties are."""
+        return [
+            name
+            for name in self._unique
+            if name in properties or (name == "email" and "hs_additional_emails" in properties)
+        ]
+
+    def _index(self, record: Record, names: Iterable[str]) -> None:
+        for name in names:
+            self._unique[name].add(self._unique_values(record, name), bool(record.archived_ms), record.id)
+
+    def _unindex(self, record: Record, names: Iterable[str]) -> None:
+        for name in names:
+            self._unique[name].remove(self._unique_values(record, name), bool(record.archived_ms), record.id)
+
+    def _unique_values(self, record: Record, name: str) -> list[str]:
+        """The values a record is found by: of e-mails the additional ones too."""
         values = [self.value(record, name)]
         if name == "email":
             values += str(record.properties.get("hs_additional_emails") or "").split(";")
-        return [(bool(record.archived_ms), str(value).lower()) for value in values if value]
-
-    def _index_unique(self, index: dict[tuple[bool, str], int], name: str, record: Record) -> None:
-        for key in self._unique_keys(name, record):
-            index.setdefault(key, record.id)
-
-    def _unindex_unique(self, index: dict[tuple[bool, str], int], name: str, record: Record) -> None:
-        for key in self._unique_keys(name, record):
-            if index.get(key) == record.id:
-                del index[key]
+        return [str(value) for value in values if value]
 
 
 class Renderer:
@@ -388,6 +424,10 @@ def wide_value(record_id: int, order: int) -> str | None:
 
 def _split(text: str | None) -> list[str]:
     return [name.strip() for name in text.split(",")] if text else []
+
+
+def _unique_names(properties: dict[str, Property]) -> list[str]:
+    return [prop.name for prop in properties.values() if prop.unique and not prop.archived]
 
 
 def _add_wide(properties: dict[str, Property], wide: int, group: str) -> dict[str, int]:

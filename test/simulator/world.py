@@ -20,7 +20,7 @@ from errors import ControlError
 from history import MERGE_SOURCE, USER_SOURCE, Source
 from lag import IndexLag
 from owners import OwnerBook
-from store import Record, Table
+from store import Properties, Record, Table
 
 
 class World:
@@ -135,7 +135,12 @@ class World:
 
     def patch(self, table: Table, record: Record, properties: dict[str, Any], source: Source = USER_SOURCE) -> None:
         """Change properties; the modified date moves."""
-        table.change([record], self.with_derived(table, properties), self._clock.now_ms(), source)
+        self.patch_each(table, [(record, properties)], source)
+
+    def patch_each(self, table: Table, changes: Iterable[tuple[Record, Properties]], source: Source) -> None:
+        """Change properties of many records, each its own; their modified dates move to one instant."""
+        derived = [(record, self.with_derived(table, properties)) for record, properties in changes]
+        table.change(derived, self._clock.now_ms(), source)
 
     def touch(
         self, table: Table, ids: Iterable[Any] | None, count: int | None, properties: dict[str, Any], at_ms: int | None
@@ -144,7 +149,8 @@ class World:
         chosen = table.live.values[:count] if ids is None else [_id(record_id) for record_id in ids]
         records = [self.known(table, record_id) for record_id in chosen]
         stamp = self._clock.now_ms() if at_ms is None else at_ms
-        table.change(records, self.with_derived(table, properties), stamp, USER_SOURCE)
+        derived = self.with_derived(table, properties)
+        table.change([(record, derived) for record in records], stamp, USER_SOURCE)
         return len(records)
 
     def archive(self, table: Table, record: Record) -> None:
@@ -180,7 +186,7 @@ class World:
         now = self._clock.now_ms()
         if not new_id:
             table.merge_away(other, primary.id)
-            table.change([primary], merged, now, MERGE_SOURCE)
+            table.change([(primary, merged)], now, MERGE_SOURCE)
             return primary
         survivor = Record(table.next_id(), dict(primary.properties), primary.created_ms, now)
         table.history.take_over(survivor.id, primary.id)

@@ -237,8 +237,8 @@ Changes settings (limits and gzip are booleans: pass \1 or \0) and returns all.
 
 =item fault(%fault)
 
-Installs a fault: method, path, path_regex, nth, times (0: always) and action.
-A string for action stands for { kind => $action }.
+Installs a fault: method, path, path_regex, body, body_regex, nth, times (0:
+always) and action. A string for action stands for { kind => $action }.
 
 =item clear_faults()
 
@@ -287,11 +287,21 @@ sub script
 
 =item journal()
 
-All requests as hashes: n, at_ms, method, path, query, body, status (undef: no
-answer), authorization_ok, user_agent, fault and more. Requests of this module
-are left out.
+All requests as hashes: n, at_ms, method, path, query, body, inputs (of a
+batch, their number), status (undef: no answer), authorization_ok, user_agent,
+fault and more. Requests of this module are left out. The setting
+journal_bodies => \0 keeps bodies from being kept.
 
 =item clear_journal()
+
+=item sent(%filter)
+
+How many requests there were and how many inputs their batches had, (requests,
+inputs), by method, path (versions and ids stand as {version} and {id}) and
+status as in requests(), without looking at bodies: for large runs. Requests
+that are still without an answer are not among them.
+
+  my ($requests, $inputs) = $sim->sent(path => qr{/contacts/batch/update$});
 
 =item requests(%filter)
 
@@ -323,6 +333,19 @@ sub requests
 		@found = grep { _fits(_field($_, $name), $filter{$name}) } @found;
 	}
 	return @found;
+}
+
+sub sent
+{
+	my ($self, %filter) = @_;
+	my ($requests, $inputs) = (0, 0);
+	foreach my $row (@{ $self->control('GET', 'journal/summary') })
+	{
+		next if grep { !_fits($row->{$_}, $filter{$_}) } keys %filter;
+		$requests += $row->{count};
+		$inputs += $row->{inputs};
+	}
+	return ($requests, $inputs);
 }
 
 sub _field
@@ -365,6 +388,17 @@ The same as the text of one JSON document a line, undecoded: Perl's own JSON
 module takes seconds for thousands of records.
 
 =item object($type, $id)
+
+=item object_by($type, $property, $value)
+
+The record with this value of a unique property, archived ones too; for email
+the additional ones count, in any case of letters.
+
+=item value($type, $id, $property)
+
+=item value_by($type, $property, $value, $wanted)
+
+One value of such a record.
 
 =item history($type, $property)
 
@@ -414,6 +448,25 @@ sub object
 {
 	my ($self, $type, $id) = @_;
 	return $self->control('GET', "objects/$type/$id");
+}
+
+sub object_by
+{
+	my ($self, $type, $property, $value) = @_;
+	my $query = 'idProperty=' . _escape($property);
+	return $self->control('GET', "objects/$type/" . _escape($value) . "?$query");
+}
+
+sub value
+{
+	my ($self, $type, $id, $property) = @_;
+	return $self->object($type, $id)->{properties}{$property};
+}
+
+sub value_by
+{
+	my ($self, $type, $property, $value, $wanted) = @_;
+	return $self->object_by($type, $property, $value)->{properties}{$wanted};
 }
 
 sub history
@@ -504,6 +557,31 @@ Defines properties, or changes the definitions of known ones; a definition is
 a hash with a name and, unless it is plain text, type, fieldType, label and
 more, or just a name. Returns the names.
 
+=item archive_property($type, $name), restore_property($type, $name),
+remove_property($type, $name)
+
+As somebody does it in HubSpot; one that was removed has never been there.
+
+=item definitions($type)
+
+All definitions as the API shows them, by name, archived ones too.
+
+=item define_groups($type, @groups), remove_group($type, $name)
+
+Property groups; a group is a hash with name and label, or just a name.
+
+=item groups($type)
+
+The groups by name.
+
+=item require_property($type, %rule)
+
+A rule of the account's admins that writes of version 2026-09 are held to:
+require, a list of names, and when, a hash of the values that make them
+required; without it they always are.
+
+=item drop_rules($type)
+
 =back
 
 =cut
@@ -590,6 +668,53 @@ sub define_properties
 	my ($self, $type, @definitions) = @_;
 	my @fields = map { ref $_ ? $_ : { name => $_ } } @definitions;
 	return @{ $self->control('POST', "properties/$type", { properties => \@fields })->{names} };
+}
+
+sub archive_property { return _property_step('POST', '/archive', @_); }
+sub restore_property { return _property_step('POST', '/restore', @_); }
+sub remove_property { return _property_step('DELETE', '', @_); }
+
+sub _property_step
+{
+	my ($method, $step, $self, $type, $name) = @_;
+	return $self->control($method, "properties/$type/" . _escape($name) . $step);
+}
+
+sub definitions
+{
+	my ($self, $type) = @_;
+	return { map { $_->{name} => $_ } @{ $self->control('GET', "properties/$type") } };
+}
+
+sub define_groups
+{
+	my ($self, $type, @groups) = @_;
+	my @fields = map { ref $_ ? $_ : { name => $_ } } @groups;
+	return @{ $self->control('POST', "groups/$type", { groups => \@fields })->{names} };
+}
+
+sub remove_group
+{
+	my ($self, $type, $name) = @_;
+	return $self->control('DELETE', "groups/$type/" . _escape($name));
+}
+
+sub groups
+{
+	my ($self, $type) = @_;
+	return { map { $_->{name} => $_ } @{ $self->control('GET', "groups/$type") } };
+}
+
+sub require_property
+{
+	my ($self, $type, %rule) = @_;
+	return $self->control('POST', "rules/$type", \%rule);
+}
+
+sub drop_rules
+{
+	my ($self, $type) = @_;
+	return $self->control('DELETE', "rules/$type");
 }
 
 1;
