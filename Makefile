@@ -25,12 +25,20 @@ OBJS = \
 	src/catalog.o \
 	src/filter.o \
 	src/mapping.o \
+	src/sources.o \
+	src/progress.o \
+	src/change.o \
+	src/outbox.o \
+	src/preview.o \
 	src/target.o \
 	src/absence.o \
 	src/history.o \
 	src/store.o \
 	src/reconcile.o \
 	src/pull.o \
+	src/properties.o \
+	src/deliver.o \
+	src/push.o \
 	src/subxact.o \
 	src/run.o \
 	src/request.o \

@@ -26,7 +26,7 @@ CREATE TABLE sync_types (
 	sync_type			text PRIMARY KEY
 						CHECK (sync_type OPERATOR(pg_catalog.~) '^[a-z][a-z0-9_]{0,62}$'),
 	source				text NOT NULL DEFAULT 'objects'
-						CHECK (source IN ('objects', 'owners')),
+						CHECK (source IN ('objects', 'owners', 'progress')),
 	object_type			text NOT NULL
 						CHECK (object_type OPERATOR(pg_catalog.~) '^[A-Za-z0-9_-]{1,100}$'),
 	target_schema		name,
@@ -50,13 +50,17 @@ CREATE TABLE sync_types (
 	enabled				boolean NOT NULL DEFAULT true,
 	shipped				boolean NOT NULL DEFAULT false,
 	configured_by		name,
-	CHECK (source IN ('objects') OR (modified_property IS NULL AND created_property IS NULL))
+	CHECK (source IN ('objects') OR (modified_property IS NULL AND created_property IS NULL)),
+	-- what is pushed comes from progress_sources
+	CHECK ((source OPERATOR(pg_catalog.=) 'progress') OPERATOR(pg_catalog.=) (sync_type OPERATOR(pg_catalog.=) 'progress')),
+	CHECK (source OPERATOR(pg_catalog.<>) 'progress'
+		OR (target_schema IS NULL AND target_table OPERATOR(pg_catalog.=) 'users'))
 );
 COMMENT ON TABLE sync_types IS 'what can be synchronised: HubSpot object types and the tables they go to';
 COMMENT ON COLUMN sync_types.sync_type IS 'name to use in function calls';
-COMMENT ON COLUMN sync_types.source IS 'objects: CRM records; owners: HubSpot users';
+COMMENT ON COLUMN sync_types.source IS 'objects: CRM records; owners: HubSpot users; progress: students'' progress, which is pushed';
 COMMENT ON COLUMN sync_types.object_type IS 'HubSpot''s name or id of the object type, as in request paths';
-COMMENT ON COLUMN sync_types.target_schema IS 'schema of the target table, null for the extension''s own';
+COMMENT ON COLUMN sync_types.target_schema IS 'schema of the target table, null for the extension''s own; for progress see progress_sources';
 COMMENT ON COLUMN sync_types.target_table IS 'table that receives the records';
 COMMENT ON COLUMN sync_types.key_columns IS 'columns of a unique index of the target: the column for HubSpot''s record id, and connection_id where the index has it';
 COMMENT ON COLUMN sync_types.modified_property IS 'property with the time of the last change; without it every run is a full run';
@@ -286,7 +290,7 @@ COMMENT ON COLUMN sync_runs.id IS 'id of the run';
 COMMENT ON COLUMN sync_runs.platform IS 'hubspot';
 COMMENT ON COLUMN sync_runs.connection_id IS 'the connection';
 COMMENT ON COLUMN sync_runs.sync_type IS 'what is synchronised';
-COMMENT ON COLUMN sync_runs.direction IS 'pull: from HubSpot';
+COMMENT ON COLUMN sync_runs.direction IS 'pull: from HubSpot; push: to HubSpot';
 COMMENT ON COLUMN sync_runs.mode IS 'as asked for until the run starts, then as resolved';
 COMMENT ON COLUMN sync_runs.timeframe IS 'the timeframe asked for';
 COMMENT ON COLUMN sync_runs.scope IS 'empty, or what the run is limited to; only unscoped ones count as the type''s runs';
@@ -390,12 +394,12 @@ COMMENT ON COLUMN sync_logs.status IS 'pending, running, success, partial, faile
 COMMENT ON COLUMN sync_logs.started_at IS 'when the run''s process began';
 COMMENT ON COLUMN sync_logs.completed_at IS 'when the run ended; for an interrupted run its last sign of life';
 COMMENT ON COLUMN sync_logs.duration_ms IS 'milliseconds from start to end, or until now';
-COMMENT ON COLUMN sync_logs.records_processed IS 'records received, those that failed included';
+COMMENT ON COLUMN sync_logs.records_processed IS 'records received, or students that differ, those that failed included';
 COMMENT ON COLUMN sync_logs.records_failed IS 'records that went to sync_errors';
 COMMENT ON COLUMN sync_logs.error_details IS 'reason, message and HubSpot''s category, message and correlation id; also notes on what was replaced or left out';
 COMMENT ON COLUMN sync_logs.created_at IS 'when the run was requested';
-COMMENT ON COLUMN sync_logs.direction IS 'pull: from HubSpot';
-COMMENT ON COLUMN sync_logs.mode IS 'auto until the run starts, then full, incremental or timeframe';
+COMMENT ON COLUMN sync_logs.direction IS 'pull: from HubSpot; push: to HubSpot';
+COMMENT ON COLUMN sync_logs.mode IS 'auto until the run starts, then full, incremental or timeframe; dry_run and properties for progress';
 COMMENT ON COLUMN sync_logs.timeframe IS 'the timeframe asked for';
 COMMENT ON COLUMN sync_logs.connection_id IS 'the connection used';
 COMMENT ON COLUMN sync_logs.requested_by IS 'role that requested the run';
@@ -435,10 +439,10 @@ COMMENT ON COLUMN sync_errors.id IS 'id of the entry';
 COMMENT ON COLUMN sync_errors.run_id IS 'the run that saw it last';
 COMMENT ON COLUMN sync_errors.connection_id IS 'the connection';
 COMMENT ON COLUMN sync_errors.sync_type IS 'the sync type';
-COMMENT ON COLUMN sync_errors.record_id IS 'HubSpot''s id, or sha256: and the payload''s hash where it has none or one too long';
+COMMENT ON COLUMN sync_errors.record_id IS 'HubSpot''s id, or sha256: and the payload''s hash where it has none or one too long; for progress the student''s id, or the name of a property';
 COMMENT ON COLUMN sync_errors.email IS 'e-mail of the record, where it has one';
 COMMENT ON COLUMN sync_errors.property IS 'property or column at fault, where known';
-COMMENT ON COLUMN sync_errors.category IS 'no_id, invalid_id, invalid_value, constraint or trigger (it raised an exception)';
+COMMENT ON COLUMN sync_errors.category IS 'no_id, invalid_id, invalid_value, constraint or trigger (it raised an exception); for progress no_email, invalid_email, duplicate_email, contact_not_found, duplicate_contact, refused, not_confirmed or definition';
 COMMENT ON COLUMN sync_errors.message IS 'what PostgreSQL or HubSpot said';
 COMMENT ON COLUMN sync_errors.payload IS 'the record as it was received';
 COMMENT ON COLUMN sync_errors.attempts IS 'how often it failed';
@@ -553,6 +557,75 @@ COMMENT ON COLUMN sync_removals.sync_type IS 'the sync type';
 COMMENT ON COLUMN sync_removals.column_name IS 'the field''s column; null: the type itself';
 
 -- ---------------------------------------------------------------------------
+-- Students' progress
+-- ---------------------------------------------------------------------------
+
+CREATE TABLE progress_sources (
+	source			text NOT NULL
+					CHECK (source IN ('users', 'course_progress', 'user_streaks', 'user_xp', 'course_lessons',
+						'level', 'milestones')),
+	level			text NOT NULL DEFAULT ''
+					CHECK (level OPERATOR(pg_catalog.~) '^([a-z][a-z0-9_]{0,76})?$'),
+	table_schema	name,
+	table_name		name,
+	columns			jsonb NOT NULL DEFAULT '{}'
+					CHECK (pg_catalog.jsonb_typeof(columns) OPERATOR(pg_catalog.=) 'object'),
+	total_units		integer CHECK (total_units OPERATOR(pg_catalog.>) 0),
+	enabled			boolean NOT NULL DEFAULT true,
+	shipped			boolean NOT NULL DEFAULT false,
+	configured_by	name,
+	PRIMARY KEY (source, level),
+	CHECK ((source IN ('level', 'milestones')) OPERATOR(pg_catalog.=) (level OPERATOR(pg_catalog.<>) '')),
+	CHECK (table_name IS NOT NULL OR source IN ('level', 'milestones')),
+	CHECK (table_schema IS NOT NULL OR source OPERATOR(pg_catalog.<>) 'users'),
+	CHECK (enabled OR source OPERATOR(pg_catalog.<>) 'users'),
+	CHECK (total_units IS NULL OR source OPERATOR(pg_catalog.=) 'level')
+);
+COMMENT ON TABLE progress_sources IS 'the school''s tables that students'' progress is computed from, where their names differ from the usual ones';
+COMMENT ON COLUMN progress_sources.source IS 'users, course_progress, user_streaks, user_xp, course_lessons, level (units of one level) or milestones (of one level)';
+COMMENT ON COLUMN progress_sources.level IS 'the level''s name in HubSpot''s properties, empty for sources that belong to no level';
+COMMENT ON COLUMN progress_sources.table_schema IS 'schema of the table; null: that of users, for milestones that of their level. Levels nobody has named are looked for in that of users';
+COMMENT ON COLUMN progress_sources.table_name IS 'name of the table; null: the level''s name with _progress or _milestones';
+COMMENT ON COLUMN progress_sources.columns IS 'columns that have other names: {"user_id": "student_id"}; null instead of a name: leave that column out';
+COMMENT ON COLUMN progress_sources.total_units IS 'units of the level; null: as many as any student has begun';
+COMMENT ON COLUMN progress_sources.enabled IS 'false: leave this source out';
+COMMENT ON COLUMN progress_sources.shipped IS 'row that came with the extension, unchanged';
+COMMENT ON COLUMN progress_sources.configured_by IS 'role that last wrote the row, null if it came with the extension; must be a member of the owner of users';
+
+CREATE TABLE progress_state (
+	connection_id	uuid NOT NULL,
+	user_id			text NOT NULL,
+	email			text NOT NULL,
+	contact_id		text NOT NULL,
+	properties		jsonb NOT NULL,
+	fingerprint		bigint NOT NULL,
+	accepted_at		timestamptz,
+	PRIMARY KEY (connection_id, user_id)
+) WITH (fillfactor = 70);
+CREATE INDEX progress_state_contact_idx ON progress_state (connection_id, contact_id);
+COMMENT ON TABLE progress_state IS 'what HubSpot has accepted of each student, or may have';
+COMMENT ON COLUMN progress_state.connection_id IS 'the connection';
+COMMENT ON COLUMN progress_state.user_id IS 'the student';
+COMMENT ON COLUMN progress_state.email IS 'e-mail by which the contact was found, in lower case';
+COMMENT ON COLUMN progress_state.contact_id IS 'HubSpot''s id of the contact';
+COMMENT ON COLUMN progress_state.properties IS 'the values accepted last, without those that were cleared; where the fingerprint is 0, the values sent last';
+COMMENT ON COLUMN progress_state.fingerprint IS 'of the values accepted; 0: sent and not confirmed, or to be sent again';
+COMMENT ON COLUMN progress_state.accepted_at IS 'when values were accepted last; null: not yet';
+
+CREATE TABLE progress_properties (
+	connection_id	uuid NOT NULL,
+	name			text NOT NULL,
+	problem			text,
+	checked_at		timestamptz NOT NULL,
+	PRIMARY KEY (connection_id, name)
+);
+COMMENT ON TABLE progress_properties IS 'properties for students'' progress that HubSpot was found to have';
+COMMENT ON COLUMN progress_properties.connection_id IS 'the connection';
+COMMENT ON COLUMN progress_properties.name IS 'the property';
+COMMENT ON COLUMN progress_properties.problem IS 'why it cannot be used; null: it can';
+COMMENT ON COLUMN progress_properties.checked_at IS 'when that was looked at';
+
+-- ---------------------------------------------------------------------------
 -- What the extension ships
 -- ---------------------------------------------------------------------------
 
@@ -566,7 +639,16 @@ INSERT INTO sync_types (sync_type, source, object_type, target_table, key_column
 	('deals', 'objects', 'deals', 'deals', '{connection_id,hubspot_deal_id}',
 		'hs_lastmodifieddate', 'createdate', '15 minutes', NULL, true),
 	('owners', 'owners', 'owners', 'staff', '{connection_id,id}',
-		NULL, NULL, NULL, '6:00', true);
+		NULL, NULL, NULL, '6:00', true),
+	('progress', 'progress', 'contacts', 'users', '{id}',
+		NULL, NULL, '1 hour', NULL, true);
+
+INSERT INTO progress_sources (source, table_schema, table_name, shipped) VALUES
+	('users', 'public', 'users', true),
+	('course_progress', NULL, 'course_progress', true),
+	('user_streaks', NULL, 'user_streaks', true),
+	('user_xp', NULL, 'user_xp', true),
+	('course_lessons', NULL, 'course_lessons', true);
 
 INSERT INTO sync_fields (sync_type, column_name, property, transform, argument, insert_only, shipped) VALUES
 	('contacts', 'email', 'email', 'value', NULL, false, true),
@@ -594,7 +676,7 @@ INSERT INTO sync_fields (sync_type, column_name, property, transform, argument, 
 
 -- Autovacuum leaves tables this small alone. Without statistics the planner
 -- takes them for large, and compiles the views below for seconds (jit).
-ANALYZE sync_connections, sync_types, sync_fields;
+ANALYZE sync_connections, sync_types, sync_fields, progress_sources;
 
 -- Whoever names a target table decides what our worker writes there as the
 -- table's owner, so he must be a member of that role.
@@ -629,6 +711,14 @@ CREATE TRIGGER sync_connections_check BEFORE INSERT OR UPDATE OR DELETE ON sync_
 ALTER TABLE sync_connections ENABLE ALWAYS TRIGGER sync_connections_check;
 COMMENT ON TRIGGER sync_connections_check ON sync_connections IS 'makes changes of shipped rows survive a dump';
 
+CREATE FUNCTION hubspot_sync_check_source() RETURNS trigger
+	AS 'MODULE_PATHNAME', 'hubspot_sync_check_source' LANGUAGE C;
+COMMENT ON FUNCTION hubspot_sync_check_source() IS 'accepts a source only from a member of its owner, and notes who wrote the row; a shipped row that is inserted again, as from a dump, is changed instead';
+CREATE TRIGGER progress_sources_check BEFORE INSERT OR UPDATE OR DELETE ON progress_sources
+	FOR EACH ROW EXECUTE FUNCTION hubspot_sync_check_source();
+ALTER TABLE progress_sources ENABLE ALWAYS TRIGGER progress_sources_check;
+COMMENT ON TRIGGER progress_sources_check ON progress_sources IS 'only members of the tables'' owner may configure them';
+
 -- TRUNCATE fires no row triggers, and would leave nothing noted.
 CREATE TRIGGER sync_types_truncate BEFORE TRUNCATE ON sync_types
 	EXECUTE FUNCTION hubspot_sync_check_configuration();
@@ -642,6 +732,10 @@ CREATE TRIGGER sync_connections_truncate BEFORE TRUNCATE ON sync_connections
 	EXECUTE FUNCTION hubspot_sync_check_connection();
 ALTER TABLE sync_connections ENABLE ALWAYS TRIGGER sync_connections_truncate;
 COMMENT ON TRIGGER sync_connections_truncate ON sync_connections IS 'refuses TRUNCATE';
+CREATE TRIGGER progress_sources_truncate BEFORE TRUNCATE ON progress_sources
+	EXECUTE FUNCTION hubspot_sync_check_source();
+ALTER TABLE progress_sources ENABLE ALWAYS TRIGGER progress_sources_truncate;
+COMMENT ON TRIGGER progress_sources_truncate ON progress_sources IS 'refuses TRUNCATE';
 
 -- A dump holds what was deleted; the script above has just brought it back.
 CREATE FUNCTION hubspot_sync_restore_removal() RETURNS trigger
@@ -671,6 +765,8 @@ SELECT pg_catalog.pg_extension_config_dump('sync_state', '');
 SELECT pg_catalog.pg_extension_config_dump('sync_rows', '');
 SELECT pg_catalog.pg_extension_config_dump('sync_absences', '');
 SELECT pg_catalog.pg_extension_config_dump('sync_owner_reads', '');
+SELECT pg_catalog.pg_extension_config_dump('progress_sources', 'WHERE NOT shipped');
+SELECT pg_catalog.pg_extension_config_dump('progress_state', '');
 
 -- ---------------------------------------------------------------------------
 -- Functions
@@ -714,6 +810,9 @@ CREATE FUNCTION get_latest_sync_status() RETURNS TABLE (sync_type text,
 		LEFT JOIN LATERAL (
 			SELECT r.id FROM sync_runs r
 			WHERE r.sync_type OPERATOR(pg_catalog.=) t.sync_type
+				-- what sends no progress says nothing about it
+				AND r.mode OPERATOR(pg_catalog.<>) 'dry_run'
+				AND r.mode OPERATOR(pg_catalog.<>) 'properties'
 			ORDER BY r.created_at DESC LIMIT 1
 		) n ON true
 		-- one by one, so that the index is used however long the log is
@@ -733,8 +832,8 @@ COMMENT ON FUNCTION test_hubspot_connection(text) IS 'makes one request to HubSp
 
 CREATE FUNCTION schedule_hubspot_sync()
 	RETURNS TABLE (job_name text, schedule text, command text)
-	AS 'MODULE_PATHNAME', 'hubspot_sync_schedule' LANGUAGE C VOLATILE ROWS 3;
-COMMENT ON FUNCTION schedule_hubspot_sync() IS 'creates the pg_cron jobs for contacts, deals and owners';
+	AS 'MODULE_PATHNAME', 'hubspot_sync_schedule' LANGUAGE C VOLATILE ROWS 4;
+COMMENT ON FUNCTION schedule_hubspot_sync() IS 'creates the pg_cron jobs for contacts, deals, owners and students'' progress';
 
 CREATE FUNCTION unschedule_hubspot_sync() RETURNS integer
 	AS 'MODULE_PATHNAME', 'hubspot_sync_unschedule' LANGUAGE C VOLATILE;
@@ -742,7 +841,7 @@ COMMENT ON FUNCTION unschedule_hubspot_sync() IS 'removes the jobs of schedule_h
 
 CREATE FUNCTION accept_hubspot_absence(run_id uuid) RETURNS integer
 	AS 'MODULE_PATHNAME', 'hubspot_sync_accept_absence' LANGUAGE C VOLATILE STRICT;
-COMMENT ON FUNCTION accept_hubspot_absence(uuid) IS 'lets the next run archive the records that this run found absent and did not believe to be; returns how many';
+COMMENT ON FUNCTION accept_hubspot_absence(uuid) IS 'lets the next run archive the records that this run found absent and did not believe to be, or clear the values of students it found to have lost all of them; returns how many';
 
 CREATE FUNCTION adopt_hubspot_sync() RETURNS void
 	AS 'MODULE_PATHNAME', 'hubspot_sync_adopt' LANGUAGE C VOLATILE;
@@ -759,6 +858,36 @@ CREATE FUNCTION get_hubspot_rate_limits()
 		held_until timestamptz)
 	AS 'MODULE_PATHNAME', 'hubspot_sync_rate_limits' LANGUAGE C VOLATILE ROWS 2;
 COMMENT ON FUNCTION get_hubspot_rate_limits() IS 'how many requests each connection may send at this moment, as this server counts them';
+
+CREATE FUNCTION push_student_progress() RETURNS uuid
+	AS 'MODULE_PATHNAME', 'hubspot_sync_push' LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION push_student_progress() IS 'requests a run that sends students'' progress to their contacts; it starts when the transaction commits; returns its id';
+
+CREATE FUNCTION push_student_progress(email text, dry_run boolean DEFAULT false,
+		connection text DEFAULT NULL) RETURNS uuid
+	AS 'MODULE_PATHNAME', 'hubspot_sync_push' LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION push_student_progress(text, boolean, text) IS 'the same for one student, or with null for all; a dry run counts the students that differ and sends nothing';
+
+CREATE FUNCTION ensure_hubspot_properties(connection text DEFAULT NULL) RETURNS uuid
+	AS 'MODULE_PATHNAME', 'hubspot_sync_ensure_properties' LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION ensure_hubspot_properties(text) IS 'requests a run that creates the properties for students'' progress where HubSpot lacks them; returns its id';
+
+CREATE FUNCTION preview_student_progress(email text DEFAULT NULL)
+	RETURNS TABLE (user_id text, email text, hubspot_contact_id text, changed boolean,
+		properties jsonb, problem text)
+	AS 'MODULE_PATHNAME', 'hubspot_sync_preview' LANGUAGE C STABLE ROWS 1000
+	SET search_path = pg_catalog, pg_temp;
+COMMENT ON FUNCTION preview_student_progress(text) IS 'what the next push would send of one student, or of all, as far as the caller may see them';
+
+CREATE FUNCTION read_student_progress()
+	RETURNS TABLE (user_id text, email text, lessons_completed bigint, current_lesson text,
+		average_score numeric, total_study_time numeric, progress_percentage numeric,
+		last_activity_date date, study_streak numeric, current_streak numeric,
+		total_xp numeric, completed_lessons_list jsonb, current_active_level text,
+		last_activity_date_global timestamptz, levels jsonb, level_activity jsonb)
+	AS 'MODULE_PATHNAME', 'hubspot_sync_read_progress' LANGUAGE C STABLE ROWS 1000
+	SET search_path = pg_catalog, pg_temp;
+COMMENT ON FUNCTION read_student_progress() IS 'students'' progress as far as the caller may see it; what student_progress shows';
 
 -- ---------------------------------------------------------------------------
 -- What operators see
@@ -834,6 +963,59 @@ COMMENT ON COLUMN @extschema@.sync_statistics.average_duration_ms IS 'mean durat
 COMMENT ON COLUMN @extschema@.sync_statistics.longest_duration_ms IS 'duration of the longest run';
 COMMENT ON COLUMN @extschema@.sync_statistics.last_success_at IS 'end of the latest run that read everything';
 
+CREATE VIEW @extschema@.student_progress WITH (security_invoker = true) AS
+	SELECT user_id, email, lessons_completed, current_lesson, average_score,
+		total_study_time, progress_percentage, last_activity_date, study_streak,
+		current_streak, total_xp, completed_lessons_list, current_active_level,
+		last_activity_date_global, levels
+	FROM @extschema@.read_student_progress();
+COMMENT ON VIEW @extschema@.student_progress IS 'one row a student: the values that the push sends';
+COMMENT ON COLUMN @extschema@.student_progress.user_id IS 'the student''s id in users';
+COMMENT ON COLUMN @extschema@.student_progress.email IS 'the student''s e-mail address';
+COMMENT ON COLUMN @extschema@.student_progress.lessons_completed IS 'lessons completed';
+COMMENT ON COLUMN @extschema@.student_progress.current_lesson IS 'lesson opened last';
+COMMENT ON COLUMN @extschema@.student_progress.average_score IS 'mean score of the completed lessons that have one';
+COMMENT ON COLUMN @extschema@.student_progress.total_study_time IS 'minutes spent on course and levels';
+COMMENT ON COLUMN @extschema@.student_progress.progress_percentage IS 'completed lessons in per cent of the course''s';
+COMMENT ON COLUMN @extschema@.student_progress.last_activity_date IS 'day, in UTC, on which a lesson was opened last';
+COMMENT ON COLUMN @extschema@.student_progress.study_streak IS 'days studied in a row';
+COMMENT ON COLUMN @extschema@.student_progress.current_streak IS 'days studied in a row';
+COMMENT ON COLUMN @extschema@.student_progress.total_xp IS 'experience points';
+COMMENT ON COLUMN @extschema@.student_progress.completed_lessons_list IS 'ids of the completed lessons, the one opened last at the end';
+COMMENT ON COLUMN @extschema@.student_progress.current_active_level IS 'level with the newest activity';
+COMMENT ON COLUMN @extschema@.student_progress.last_activity_date_global IS 'newest activity in course and levels';
+COMMENT ON COLUMN @extschema@.student_progress.levels IS 'by level: units_completed, accuracy, milestones, status';
+
+CREATE VIEW @extschema@.level_progress_summary WITH (security_invoker = true) AS
+	SELECT l.key AS level,
+		count(*) FILTER (WHERE p.level_activity ? l.key) AS students,
+		count(*) FILTER (WHERE l.value ->> 'status' = 'completed') AS completed,
+		round(avg((l.value ->> 'accuracy')::numeric), 2) AS mean_accuracy,
+		count(*) FILTER (WHERE (p.level_activity ->> l.key)::timestamptz
+			> now() - interval '168 hours') AS active_last_7_days
+	FROM @extschema@.read_student_progress() p
+	CROSS JOIN LATERAL jsonb_each(p.levels) l
+	GROUP BY l.key;
+COMMENT ON VIEW @extschema@.level_progress_summary IS 'one row a level';
+COMMENT ON COLUMN @extschema@.level_progress_summary.level IS 'the level';
+COMMENT ON COLUMN @extschema@.level_progress_summary.students IS 'students who have begun it';
+COMMENT ON COLUMN @extschema@.level_progress_summary.completed IS 'of them have completed it';
+COMMENT ON COLUMN @extschema@.level_progress_summary.mean_accuracy IS 'mean of the students'' accuracy';
+COMMENT ON COLUMN @extschema@.level_progress_summary.active_last_7_days IS 'students who worked on it in the last seven days';
+
+CREATE FUNCTION @extschema@.inactive_students(days integer DEFAULT 7)
+	RETURNS TABLE (user_id text, email text, last_activity timestamptz, days_inactive integer)
+	LANGUAGE sql STABLE
+	BEGIN ATOMIC
+		SELECT p.user_id, p.email, p.last_activity_date_global,
+			floor(extract(epoch FROM now() - p.last_activity_date_global) / 86400)::integer
+		FROM @extschema@.read_student_progress() p
+		WHERE p.last_activity_date_global IS NULL
+			OR p.last_activity_date_global <= now() - inactive_students.days * interval '24 hours'
+		ORDER BY p.last_activity_date_global NULLS FIRST, p.user_id;
+	END;
+COMMENT ON FUNCTION @extschema@.inactive_students(integer) IS 'students who did nothing for so many days, those who never did anything first';
+
 -- The launcher's timetable.  A run in the future was requested before the
 -- clock was set back, and counts for none; a daily one that failed is repeated.
 CREATE VIEW @extschema@.sync_schedules AS
@@ -868,7 +1050,15 @@ CREATE VIEW @extschema@.sync_schedules AS
 	) r ON true
 	LEFT JOIN @extschema@.sync_state s
 		ON s.connection_id = c.connection_id AND s.sync_type = t.sync_type
-	WHERE t.enabled AND (t."interval" IS NOT NULL OR t.run_at IS NOT NULL);
+	WHERE t.enabled AND (t."interval" IS NOT NULL OR t.run_at IS NOT NULL)
+		-- where there are no students, nobody expects a push
+		AND (t.source <> 'progress' OR EXISTS (
+			SELECT FROM @extschema@.progress_sources p
+			JOIN pg_namespace n ON n.nspname = p.table_schema
+			JOIN pg_class k ON k.relnamespace = n.oid AND k.relname = p.table_name
+			JOIN pg_attribute a ON a.attrelid = k.oid AND NOT a.attisdropped
+				AND a.attname = coalesce(p.columns ->> 'email', 'email')
+			WHERE p.source = 'users'));
 COMMENT ON VIEW @extschema@.sync_schedules IS 'when the launcher starts which run, where it is loaded and pg_cron has no job for the type';
 COMMENT ON COLUMN @extschema@.sync_schedules.connection_id IS 'the connection';
 COMMENT ON COLUMN @extschema@.sync_schedules.sync_type IS 'the sync type';
@@ -882,7 +1072,8 @@ CREATE VIEW @extschema@.sync_alerts AS
 	-- the newest run of each type that says how things are
 	WITH newest AS (
 		SELECT c.connection_id, t.sync_type, l.id, l.status, l.created_at,
-			l.completed_at, l.error_details, l.records_processed, l.records_failed
+			l.completed_at, l.error_details, l.direction, l.records_processed,
+			l.records_failed, l.records_unchanged
 		FROM @extschema@.sync_types t
 		CROSS JOIN @extschema@.sync_connections c
 		CROSS JOIN LATERAL (
@@ -942,6 +1133,8 @@ CREATE VIEW @extschema@.sync_alerts AS
 			n.records_processed, n.sync_type)
 	FROM newest n
 	WHERE n.records_failed::bigint * 10 > n.records_processed
+		-- what is pushed counts the students that differ
+		+ CASE n.direction WHEN 'push' THEN n.records_unchanged ELSE 0 END
 	UNION ALL
 	SELECT 'mass_absence', 'critical', a.connection_id, a.sync_type, a.run_id,
 		min(r.completed_at),

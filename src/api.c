@@ -51,9 +51,15 @@ typedef enum Endpoint
 	EP_LIST,
 	EP_SEARCH,
 	EP_BATCH_READ,
+	EP_FIND,
+	EP_OBJECT,
+	EP_BATCH_UPDATE,
 	EP_OWNERS,
 	EP_PIPELINES,
 	EP_PROPERTIES,
+	EP_PROPERTY,
+	EP_GROUPS,
+	EP_GROUP,
 	EP_ACCOUNT
 } Endpoint;
 
@@ -63,14 +69,21 @@ static const struct
 	const char *prefix;			/* before the version */
 	const char *suffix;			/* after the object type, NULL: no type */
 	HsBucket	bucket;
+	bool		lists;			/* an answer has results */
 } endpoints[] = {
-	[EP_LIST] = {"/crm/objects/", "", HS_BUCKET_BURST},
-	[EP_SEARCH] = {"/crm/objects/", "/search", HS_BUCKET_SEARCH},
-	[EP_BATCH_READ] = {"/crm/objects/", "/batch/read", HS_BUCKET_BURST},
-	[EP_OWNERS] = {"/crm/owners/", NULL, HS_BUCKET_BURST},
-	[EP_PIPELINES] = {"/crm/pipelines/", "", HS_BUCKET_BURST},
-	[EP_PROPERTIES] = {"/crm/properties/", "", HS_BUCKET_BURST},
-	[EP_ACCOUNT] = {"/account-info/", "/details", HS_BUCKET_BURST},
+	[EP_LIST] = {"/crm/objects/", "", HS_BUCKET_BURST, true},
+	[EP_SEARCH] = {"/crm/objects/", "/search", HS_BUCKET_SEARCH, true},
+	[EP_BATCH_READ] = {"/crm/objects/", "/batch/read", HS_BUCKET_BURST, true},
+	[EP_FIND] = {"/crm/objects/", "/batch/read", HS_BUCKET_BURST, true},
+	[EP_OBJECT] = {"/crm/objects/", "", HS_BUCKET_BURST, false},
+	[EP_BATCH_UPDATE] = {"/crm/objects/", "/batch/update", HS_BUCKET_BURST, false},
+	[EP_OWNERS] = {"/crm/owners/", NULL, HS_BUCKET_BURST, true},
+	[EP_PIPELINES] = {"/crm/pipelines/", "", HS_BUCKET_BURST, true},
+	[EP_PROPERTIES] = {"/crm/properties/", "", HS_BUCKET_BURST, true},
+	[EP_PROPERTY] = {"/crm/properties/", "", HS_BUCKET_BURST, false},
+	[EP_GROUPS] = {"/crm/properties/", "/groups", HS_BUCKET_BURST, true},
+	[EP_GROUP] = {"/crm/properties/", "/groups", HS_BUCKET_BURST, false},
+	[EP_ACCOUNT] = {"/account-info/", "/details", HS_BUCKET_BURST, false},
 };
 
 typedef enum Action
@@ -114,6 +127,7 @@ struct HsApiCall
 	char	   *path;			/* for messages: without the query */
 	char	   *url;
 	char	   *body;			/* NULL: GET */
+	const char *method;			/* NULL: GET or POST */
 	TimestampTz due;
 	int			attempts;
 	bool		token_refused;	/* once already */
@@ -385,6 +399,7 @@ send_request(HsApi *api, HsApiCall *call)
 		.url = call->url,
 		.body = call->body,
 		.body_len = call->body ? strlen(call->body) : 0,
+		.method = call->method,
 		.options = &options
 	};
 
@@ -399,11 +414,12 @@ send_request(HsApi *api, HsApiCall *call)
 
 /*
  * Starts a call.  It belongs to the API's memory context; what leads to it
- * may be in a shorter-lived one.  The query is "" or begins with "?".
+ * may be in a shorter-lived one.  The query is "" or begins with "?", or with
+ * "/" for what no message may show.
  */
 static HsApiCall *
-start_call(HsApi *api, Endpoint endpoint, const char *object_type,
-		   const char *query, const char *body)
+start_method(HsApi *api, Endpoint endpoint, const char *method,
+			 const char *object_type, const char *query, const char *body)
 {
 	MemoryContext context = AllocSetContextCreate(api->context,
 												  "hubspot_sync API call",
@@ -415,6 +431,7 @@ start_call(HsApi *api, Endpoint endpoint, const char *object_type,
 
 	call->context = context;
 	call->endpoint = endpoint;
+	call->method = method;
 	initStringInfo(&path);
 	append_path(&path, endpoint, object_type);
 	call->path = path.data;
@@ -429,6 +446,14 @@ start_call(HsApi *api, Endpoint endpoint, const char *object_type,
 		send_request(api, call);
 	MemoryContextSwitchTo(old);
 	return call;
+}
+
+/* Starts a GET, or with a body a POST. */
+static HsApiCall *
+start_call(HsApi *api, Endpoint endpoint, const char *object_type,
+		   const char *query, const char *body)
+{
+	return start_method(api, endpoint, NULL, object_type, query, body);
 }
 
 /*
@@ -507,6 +532,88 @@ hs_api_batch_read_history(HsApi *api, const char *object_type,
 }
 
 /*
+ * At most HS_API_BATCH_LIMIT records by e-mail address.  Addresses that lead
+ * nowhere are named in the errors; two that lead to one record bring it once
+ * (facts section 4).
+ */
+HsApiCall *
+hs_api_find_by_email(HsApi *api, const char *object_type, List *properties,
+					 const char *const *emails, int n)
+{
+	StringInfoData body;
+
+	Assert(n <= HS_API_BATCH_LIMIT);
+	initStringInfo(&body);
+	appendStringInfoString(&body, "{\"idProperty\":\"email\",");
+	appendStringInfoString(&body, batch_body(properties, NIL, emails, n) + 1);
+	return start_call(api, EP_FIND, object_type, "", body.data);
+}
+
+/*
+ * One record by e-mail address; status 404 if there is none.
+ */
+HsApiCall *
+hs_api_read_by_email(HsApi *api, const char *object_type, List *properties,
+					 const char *email)
+{
+	StringInfoData query;
+
+	initStringInfo(&query);
+	appendStringInfo(&query, "/%s?idProperty=email&properties=",
+					 hs_http_escape(email));
+	append_names(&query, properties);
+	return start_call(api, EP_OBJECT, object_type, query.data, NULL);
+}
+
+/*
+ * Changes records; the body is made by who knows them.  Repeating it after an
+ * answer that got lost changes nothing more.
+ */
+HsApiCall *
+hs_api_batch_update(HsApi *api, const char *object_type, const char *body)
+{
+	return start_call(api, EP_BATCH_UPDATE, object_type, "", body);
+}
+
+/*
+ * Creates a property, or restores an archived one (facts section 9).
+ */
+HsApiCall *
+hs_api_create_property(HsApi *api, const char *object_type, const char *body)
+{
+	return start_call(api, EP_PROPERTY, object_type, "", body);
+}
+
+/*
+ * Changes the definition of a property.
+ */
+HsApiCall *
+hs_api_change_property(HsApi *api, const char *object_type, const char *name,
+					   const char *body)
+{
+	return start_method(api, EP_PROPERTY, "PATCH", object_type,
+						psprintf("/%s", hs_http_escape(name)), body);
+}
+
+/*
+ * All groups of properties.
+ */
+HsApiCall *
+hs_api_groups(HsApi *api, const char *object_type)
+{
+	return start_call(api, EP_GROUPS, object_type, "", NULL);
+}
+
+/*
+ * Creates a group of properties; status 409 if there is one of that name.
+ */
+HsApiCall *
+hs_api_create_group(HsApi *api, const char *object_type, const char *body)
+{
+	return start_call(api, EP_GROUP, object_type, "", body);
+}
+
+/*
  * The definitions of all properties of an object type.
  */
 HsApiCall *
@@ -556,11 +663,11 @@ hs_api_account(HsApi *api)
  */
 
 /*
- * A copy of a remote text in the API's memory, of bounded length and without
- * the token, which a remote may repeat to us.
+ * A copy of a remote text in the current memory context, of bounded length and
+ * without the token, which a remote may repeat to us.
  */
-static const char *
-safe_text(const HsApi *api, const char *text)
+char *
+hs_api_safe_text(const HsApi *api, const char *text)
 {
 	StringInfoData safe;
 	const char *found;
@@ -573,8 +680,28 @@ safe_text(const HsApi *api, const char *text)
 		text = found + strlen(api->token);
 	}
 	appendStringInfoString(&safe, text);
-	return MemoryContextStrdup(api->context,
-							   hs_json_clip(safe.data, MAX_REMOTE_TEXT));
+	return hs_json_clip(safe.data, MAX_REMOTE_TEXT);
+}
+
+/*
+ * What HubSpot said when it refused what was tolerated, in the current memory
+ * context.
+ */
+char *
+hs_api_refusal_text(const HsApi *api)
+{
+	const char *message = hs_json_text(hs_json_member(api->refusal, "message"));
+
+	if (message == NULL)
+		return psprintf("the answer has status %ld", api->refusal_status);
+	return hs_api_safe_text(api, message);
+}
+
+/* The same in the API's memory. */
+static const char *
+safe_text(const HsApi *api, const char *text)
+{
+	return MemoryContextStrdup(api->context, hs_api_safe_text(api, text));
 }
 
 /* The same of a JSON value, NULL for none. */
@@ -694,7 +821,7 @@ find_problem(const HsApiCall *call, const HsHttpResult *r,
 		return psprintf("the answer has content type \"%s\"", r->content_type);
 	if (hs_json_type(parse->root) != HS_JSON_OBJECT)
 		return "the answer is not a JSON object";
-	if (call->endpoint == EP_ACCOUNT)
+	if (!endpoints[call->endpoint].lists)
 		return NULL;
 	if (!hs_json_has(parse->root, "results") ||
 		(hs_json_type(results) != HS_JSON_ARRAY &&
@@ -912,6 +1039,14 @@ reason_for(const Attempt *attempt)
 	return "gave_up";
 }
 
+static const char *
+method_name(const HsApiCall *call)
+{
+	if (call->method != NULL)
+		return call->method;
+	return call->body ? "POST" : "GET";
+}
+
 /*
  * Throws the error for a call whose last attempt failed, after keeping what
  * is known about it in api->failure.
@@ -933,7 +1068,7 @@ give_up(HsApi *api, const HsApiCall *call, const Attempt *attempt)
 			 ? errmsg("%s: %s", reports[i].message, f->scopes)
 			 : errmsg("%s: %s", reports[i].message, f->message),
 			 errdetail_internal("%s %s: %s; status %ld, category %s, correlation id %s; attempts: %d.",
-								call->body ? "POST" : "GET", call->path,
+								method_name(call), call->path,
 								f->message, f->status,
 								f->category ? f->category : "none",
 								f->correlation_id ? f->correlation_id : "none",
@@ -992,6 +1127,9 @@ is_tolerated(const HsApi *api, const Attempt *attempt)
 	{
 		case HS_TOLERATE_BAD_REQUEST:
 			return attempt->result->status == 400;
+		case HS_TOLERATE_REFUSAL:
+			return strcmp(reason, "refused") == 0 &&
+				attempt->result->status != 403;
 		case HS_TOLERATE_MISSING_RESULTS:
 			return attempt->problem == missing_results;
 		case HS_TOLERATE_BAD_ANSWER:
@@ -1038,7 +1176,8 @@ perform(HsApi *api, HsApiCall *call)
  * returns the answer, a JSON object that belongs to the current memory
  * context.  The call is freed.  Throws with api->failure set if HubSpot
  * refuses the request or does not answer it; see the SQLSTATEs in api.h.
- * With api->tolerates, which is cleared, returns NULL for what it says.
+ * With api->tolerates, which is cleared, returns NULL for what it says, and
+ * leaves the answer in api->refusal.
  */
 const HsJson *
 hs_api_finish(HsApi *api, HsApiCall *call)
@@ -1058,6 +1197,8 @@ hs_api_finish(HsApi *api, HsApiCall *call)
 		{
 			if (!is_tolerated(api, &attempt))
 				give_up(api, call, &attempt);
+			api->refusal = root;
+			api->refusal_status = attempt.result->status;
 			root = NULL;
 			break;
 		}

@@ -55,6 +55,8 @@ typedef enum HsTolerance
 {
 	HS_TOLERATE_NOTHING,
 	HS_TOLERATE_BAD_REQUEST,	/* status 400 */
+	HS_TOLERATE_REFUSAL,		/* of what was asked, not of who asks; see
+								 * refusal */
 	HS_TOLERATE_MISSING_RESULTS,	/* a search with a total but no results */
 	HS_TOLERATE_BAD_ANSWER		/* any answer but about token and limits */
 } HsTolerance;
@@ -69,6 +71,9 @@ typedef struct HsApi
 	int			total_timeout_ms;
 	int			longest_wait_ms;	/* for the rate limit; 0: any */
 	HsTolerance tolerates;		/* for the next call only */
+	const HsJson *refusal;		/* the answer that was tolerated; NULL: it was
+								 * no JSON */
+	long		refusal_status;
 	HsApiStats	stats;
 	bool		answered;		/* a request has succeeded */
 	long		daily_limit;	/* as stated last; 0: not stated */
@@ -109,12 +114,28 @@ extern HsApiCall *hs_api_batch_read_history(HsApi *api,
 											const char *property,
 											bool archived,
 											const char *const *ids, int n);
+extern HsApiCall *hs_api_find_by_email(HsApi *api, const char *object_type,
+									   List *properties,
+									   const char *const *emails, int n);
+extern HsApiCall *hs_api_read_by_email(HsApi *api, const char *object_type,
+									   List *properties, const char *email);
+extern HsApiCall *hs_api_batch_update(HsApi *api, const char *object_type,
+									  const char *body);
 extern HsApiCall *hs_api_properties(HsApi *api, const char *object_type);
+extern HsApiCall *hs_api_create_property(HsApi *api, const char *object_type,
+										 const char *body);
+extern HsApiCall *hs_api_change_property(HsApi *api, const char *object_type,
+										 const char *name, const char *body);
+extern HsApiCall *hs_api_groups(HsApi *api, const char *object_type);
+extern HsApiCall *hs_api_create_group(HsApi *api, const char *object_type,
+									  const char *body);
 extern HsApiCall *hs_api_owners(HsApi *api, bool archived, const char *after);
 extern HsApiCall *hs_api_pipelines(HsApi *api, const char *object_type);
 extern HsApiCall *hs_api_account(HsApi *api);
 
 extern const HsJson *hs_api_finish(HsApi *api, HsApiCall *call);
+extern char *hs_api_refusal_text(const HsApi *api);
+extern char *hs_api_safe_text(const HsApi *api, const char *text);
 extern void hs_api_report(const HsApi *api, const char *what);
 
 #endif							/* HS_API_H */

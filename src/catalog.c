@@ -63,6 +63,22 @@ typedef enum Statement
 	SQL_FORGET_REMOVAL,
 	SQL_REMOVE_SHIPPED_TYPE,
 	SQL_REMOVE_SHIPPED_FIELD,
+	SQL_PROGRESS_SOURCES,
+	SQL_LEVEL_TABLES,
+	SQL_PROGRESS_STATES,
+	SQL_CONTACT_HOLDERS,
+	SQL_ANNOUNCE_PROGRESS,
+	SQL_SAVE_PROGRESS,
+	SQL_DROP_PROGRESS,
+	SQL_FORGET_PROGRESS,
+	SQL_CONTACTS_BY_EMAIL,
+	SQL_PROGRESS_PROPERTIES,
+	SQL_DROP_PROGRESS_PROPERTIES,
+	SQL_SAVE_PROGRESS_PROPERTIES,
+	SQL_DOUBT_PROGRESS_PROPERTIES,
+	SQL_EMPTINESS_ACCEPTED,
+	SQL_ACCEPT_EMPTINESS,
+	SQL_RESOLVE_UNMET,
 	SQL_IS_HOME,
 	SQL_LEAVE_HOME,
 	SQL_SETTLE_HOME,
@@ -138,11 +154,16 @@ typedef enum Statement
 
 static const char *const statements[SQL_STATEMENTS] = {
 	[SQL_SYNC_TYPE] =
-	"SELECT sync_type, source, object_type, target_schema, target_table,"
-	" key_columns::text[], modified_property, created_property, properties,"
-	" delete_policy, extract(epoch FROM full_every)::float8, enabled,"
-	" configured_by, property_set = 'all', filters::text"
-	" FROM @.sync_types WHERE sync_type = $1",
+	"SELECT t.sync_type, t.source, t.object_type,"
+	" CASE WHEN p.source IS NULL THEN t.target_schema ELSE p.table_schema END,"
+	" CASE WHEN p.source IS NULL THEN t.target_table ELSE p.table_name END,"
+	" t.key_columns::text[], t.modified_property, t.created_property,"
+	" t.properties, t.delete_policy,"
+	" extract(epoch FROM t.full_every)::float8, t.enabled,"
+	" t.configured_by, t.property_set = 'all', t.filters::text"
+	" FROM @.sync_types t LEFT JOIN @.progress_sources p"
+	" ON t.source = 'progress' AND p.source = 'users'"
+	" WHERE t.sync_type = $1",
 
 	[SQL_FIELDS] =
 	"SELECT column_name, property, transform, argument, insert_only,"
@@ -232,6 +253,115 @@ static const char *const statements[SQL_STATEMENTS] = {
 	[SQL_REMOVE_SHIPPED_FIELD] =
 	"DELETE FROM @.sync_fields WHERE sync_type = $1 AND column_name = $2"
 	" AND shipped",
+
+	[SQL_PROGRESS_SOURCES] =
+	"SELECT source, level, table_schema, table_name, columns::text,"
+	" coalesce(total_units, 0), enabled, configured_by"
+	" FROM @.progress_sources ORDER BY source, level",
+
+	/* $1, $2: the schema and the owner of users. */
+	[SQL_LEVEL_TABLES] =
+	"SELECT c.relname FROM pg_class c"
+	" WHERE c.relnamespace = $1 AND c.relowner = $2"
+	" AND c.relkind IN ('r', 'p', 'f') AND NOT c.relispartition"
+	" AND right(c.relname::text, 9) = '_progress'"
+	" AND (SELECT count(*) FROM pg_attribute a WHERE a.attrelid = c.oid"
+	"  AND a.attname IN ('user_id', 'unit_id') AND a.attnum > 0"
+	"  AND NOT a.attisdropped) = 2"
+	" AND NOT EXISTS (SELECT FROM pg_depend d"
+	"  WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid"
+	"  AND d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e')"
+	" ORDER BY c.relname COLLATE \"C\"",
+
+	[SQL_PROGRESS_STATES] =
+	"SELECT user_id, email, contact_id, fingerprint,"
+	" CASE WHEN $3 THEN properties::text END FROM @.progress_state"
+	" WHERE connection_id = $1 AND user_id = ANY ($2)",
+
+	[SQL_CONTACT_HOLDERS] =
+	"SELECT user_id, email, contact_id, fingerprint, properties::text"
+	" FROM @.progress_state"
+	" WHERE connection_id = $1 AND contact_id = ANY ($2)",
+
+	/* Whatever HubSpot may have afterwards: all that is sent, or was kept. */
+	[SQL_ANNOUNCE_PROGRESS] =
+	"INSERT INTO @.progress_state (connection_id, user_id, email, contact_id,"
+	" properties, fingerprint)"
+	" SELECT $1, i.id, i.email, i.contact, CASE WHEN i.kept IS NULL"
+	" THEN i.sent::jsonb ELSE i.sent::jsonb || i.kept::jsonb END, 0"
+	" FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::text[])"
+	" AS i(id, email, contact, sent, kept)"
+	" ON CONFLICT (connection_id, user_id) DO UPDATE SET"
+	" email = excluded.email, contact_id = excluded.contact_id,"
+	" properties = excluded.properties, fingerprint = 0",
+
+	[SQL_SAVE_PROGRESS] =
+	"INSERT INTO @.progress_state (connection_id, user_id, email, contact_id,"
+	" properties, fingerprint, accepted_at)"
+	" SELECT $1, i.id, i.email, i.contact, i.properties::jsonb,"
+	" i.fingerprint::bigint, clock_timestamp()"
+	" FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::text[])"
+	" AS i(id, email, contact, properties, fingerprint)"
+	" ON CONFLICT (connection_id, user_id) DO UPDATE SET"
+	" email = excluded.email, contact_id = excluded.contact_id,"
+	" properties = excluded.properties, fingerprint = excluded.fingerprint,"
+	" accepted_at = excluded.accepted_at",
+
+	[SQL_DROP_PROGRESS] =
+	"DELETE FROM @.progress_state"
+	" WHERE connection_id = $1 AND user_id = ANY ($2)",
+
+	[SQL_FORGET_PROGRESS] =
+	"UPDATE @.progress_state SET properties = properties - $2, fingerprint = 0"
+	" WHERE connection_id = $1 AND properties ?| $2",
+
+	/* In the words of the index on contacts' addresses. */
+	[SQL_CONTACTS_BY_EMAIL] =
+	"SELECT lower(left(email, 320)), min(hubspot_contact_id), count(*)"
+	" FROM @.contacts WHERE connection_id = $1 AND NOT archived"
+	" AND lower(left(email, 320)) = ANY ($2) GROUP BY 1",
+
+	[SQL_PROGRESS_PROPERTIES] =
+	"SELECT name, problem,"
+	" checked_at > now() - make_interval(secs => $2) AND checked_at <= now()"
+	" FROM @.progress_properties WHERE connection_id = $1",
+
+	[SQL_DROP_PROGRESS_PROPERTIES] =
+	"DELETE FROM @.progress_properties"
+	" WHERE connection_id = $1 AND name <> ALL ($2)",
+
+	[SQL_SAVE_PROGRESS_PROPERTIES] =
+	"INSERT INTO @.progress_properties (connection_id, name, problem,"
+	" checked_at) SELECT $1, i.name, i.problem, now()"
+	" FROM unnest($2::text[], $3::text[]) AS i(name, problem)"
+	" ON CONFLICT (connection_id, name) DO UPDATE SET"
+	" problem = excluded.problem, checked_at = excluded.checked_at",
+
+	[SQL_DOUBT_PROGRESS_PROPERTIES] =
+	"UPDATE @.progress_properties SET checked_at = '-infinity'"
+	" WHERE connection_id = $1",
+
+	/* Accepted, and not carried out by a run since. */
+	[SQL_EMPTINESS_ACCEPTED] =
+	"SELECT count(*)::float8 FROM @.sync_runs r"
+	" WHERE r.connection_id = $1 AND r.sync_type = $2"
+	" AND r.error_details->>'reason' = 'mass_empty'"
+	" AND r.error_details->>'accepted' = 'true'"
+	" AND NOT EXISTS (SELECT FROM @.sync_runs n"
+	"  WHERE n.connection_id = r.connection_id AND n.sync_type = r.sync_type"
+	"  AND n.scope = '' AND n.status IN ('success', 'partial')"
+	"  AND n.created_at > r.created_at)",
+
+	[SQL_ACCEPT_EMPTINESS] =
+	"UPDATE @.sync_runs SET error_details = error_details"
+	" || '{\"accepted\": true}' WHERE id = $1"
+	" AND error_details->>'reason' = 'mass_empty'"
+	" RETURNING (error_details->>'emptied')::int",
+
+	[SQL_RESOLVE_UNMET] =
+	"UPDATE @.sync_errors SET resolved_at = clock_timestamp()"
+	" WHERE connection_id = $1 AND sync_type = $2 AND resolved_at IS NULL"
+	" AND run_id <> $3 AND ($4::text IS NULL OR category = $4)",
 
 	/* A copy has the original's row too; see hs_catalog_is_home(). */
 	[SQL_IS_HOME] =
@@ -1187,6 +1317,27 @@ read_fields(HsSyncType *type)
 	end_call(&call);
 }
 
+/* Adds those who said where students' progress is. */
+static void
+read_source_authors(HsSyncType *type)
+{
+	Call		call;
+	uint64		rows;
+
+	begin_call(&call, SQL_PROGRESS_SOURCES);
+	rows = run_call(&call);
+	for (uint64 i = 0; i < rows; i++)
+	{
+		MemoryContext old = MemoryContextSwitchTo(call.caller_context);
+		char	   *who = text_column(&call, i, 8);
+
+		if (who != NULL)
+			type->configured_by = lappend(type->configured_by, who);
+		MemoryContextSwitchTo(old);
+	}
+	end_call(&call);
+}
+
 /*
  * Reads a sync type with its fields.  Returns NULL if there is none of that
  * name.
@@ -1226,6 +1377,8 @@ hs_catalog_sync_type(const char *name)
 	end_call(&call);
 	if (type != NULL)
 		read_fields(type);
+	if (type != NULL && strcmp(type->source, "progress") == 0)
+		read_source_authors(type);
 	return type;
 }
 
@@ -2212,6 +2365,344 @@ hs_catalog_accept_absences(const pg_uuid_t *run_id)
 	begin_call(&call, SQL_ACCEPT_ABSENCES);
 	push_uuid(&call, run_id);
 	return (int) run_and_end(&call);
+}
+
+/* ------------------------------------------------------------------------
+ * Students' progress
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * All rows of progress_sources, as HsSourceRow *.
+ */
+List *
+hs_catalog_progress_sources(void)
+{
+	List	   *list = NIL;
+	Call		call;
+	uint64		rows;
+
+	begin_call(&call, SQL_PROGRESS_SOURCES);
+	rows = run_call(&call);
+	for (uint64 i = 0; i < rows; i++)
+	{
+		MemoryContext old = MemoryContextSwitchTo(call.caller_context);
+		HsSourceRow *row = palloc0(sizeof(HsSourceRow));
+
+		row->source = text_column(&call, i, 1);
+		row->level = text_column(&call, i, 2);
+		row->schema = text_column(&call, i, 3);
+		row->table = text_column(&call, i, 4);
+		row->columns = text_column(&call, i, 5);
+		row->total_units = int_column(i, 6);
+		row->enabled = bool_column(i, 7);
+		list = lappend(list, row);
+		MemoryContextSwitchTo(old);
+	}
+	end_call(&call);
+	return list;
+}
+
+/*
+ * The names of a schema's tables that look like those of levels and belong to
+ * a role, as char *.
+ */
+List *
+hs_catalog_level_tables(Oid schema, Oid owner)
+{
+	Call		call;
+
+	begin_call(&call, SQL_LEVEL_TABLES);
+	push(&call, OIDOID, ObjectIdGetDatum(schema), false);
+	push(&call, OIDOID, ObjectIdGetDatum(owner), false);
+	return run_for_list(&call);
+}
+
+/* The rows of a statement as HsProgressState *; ends it. */
+static List *
+run_for_states(Call *call)
+{
+	List	   *list = NIL;
+	uint64		rows = run_call(call);
+
+	for (uint64 i = 0; i < rows; i++)
+	{
+		MemoryContext old = MemoryContextSwitchTo(call->caller_context);
+		HsProgressState *state = palloc0(sizeof(HsProgressState));
+
+		state->user_id = text_column(call, i, 1);
+		state->email = text_column(call, i, 2);
+		state->contact_id = text_column(call, i, 3);
+		state->fingerprint = int64_column(i, 4);
+		state->properties = text_column(call, i, 5);
+		list = lappend(list, state);
+		MemoryContextSwitchTo(old);
+	}
+	end_call(call);
+	return list;
+}
+
+/*
+ * What was accepted of students, as HsProgressState *, in any order.
+ */
+List *
+hs_catalog_progress_states(const pg_uuid_t *connection_id,
+						   const char *const *users, int n,
+						   bool with_properties)
+{
+	Call		call;
+
+	begin_call(&call, SQL_PROGRESS_STATES);
+	push_uuid(&call, connection_id);
+	push_texts(&call, users, n);
+	push_bool(&call, with_properties);
+	return run_for_states(&call);
+}
+
+/*
+ * The students whose values these contacts have, as HsProgressState *.
+ */
+List *
+hs_catalog_contact_holders(const pg_uuid_t *connection_id,
+						   const char *const *contacts, int n)
+{
+	Call		call;
+
+	begin_call(&call, SQL_CONTACT_HOLDERS);
+	push_uuid(&call, connection_id);
+	push_texts(&call, contacts, n);
+	return run_for_states(&call);
+}
+
+/*
+ * Makes room for so many students.
+ */
+void
+hs_acceptances_init(HsAcceptances *accepted, int most)
+{
+	Size		size = sizeof(char *) * Max(most, 1);
+
+	accepted->users = palloc(size);
+	accepted->emails = palloc(size);
+	accepted->contacts = palloc(size);
+	accepted->properties = palloc(size);
+	accepted->fingerprints = palloc(size);
+	accepted->n = 0;
+}
+
+/*
+ * Notes what is about to be sent, before HubSpot may accept it without our
+ * learning of it.  `kept` is parallel: what else the contacts have, or NULL.
+ */
+void
+hs_catalog_announce_progress(const pg_uuid_t *connection_id,
+							 const HsAcceptances *sent,
+							 const char *const *kept)
+{
+	Call		call;
+
+	begin_call(&call, SQL_ANNOUNCE_PROGRESS);
+	push_uuid(&call, connection_id);
+	push_texts(&call, sent->users, sent->n);
+	push_texts(&call, sent->emails, sent->n);
+	push_texts(&call, sent->contacts, sent->n);
+	push_texts(&call, sent->properties, sent->n);
+	push_texts(&call, kept, sent->n);
+	run_and_end(&call);
+}
+
+/*
+ * Notes what was accepted.
+ */
+void
+hs_catalog_save_progress(const pg_uuid_t *connection_id,
+						 const HsAcceptances *accepted)
+{
+	Call		call;
+
+	if (accepted->n == 0)
+		return;
+	begin_call(&call, SQL_SAVE_PROGRESS);
+	push_uuid(&call, connection_id);
+	push_texts(&call, accepted->users, accepted->n);
+	push_texts(&call, accepted->emails, accepted->n);
+	push_texts(&call, accepted->contacts, accepted->n);
+	push_texts(&call, accepted->properties, accepted->n);
+	push_texts(&call, accepted->fingerprints, accepted->n);
+	run_and_end(&call);
+}
+
+/*
+ * Forgets what was accepted of students.
+ */
+void
+hs_catalog_drop_progress(const pg_uuid_t *connection_id,
+						 const char *const *users, int n)
+{
+	Call		call;
+
+	begin_call(&call, SQL_DROP_PROGRESS);
+	push_uuid(&call, connection_id);
+	push_texts(&call, users, n);
+	run_and_end(&call);
+}
+
+/*
+ * Forgets that values of these properties were accepted, so that the students
+ * are sent again; returns how many that are.
+ */
+int
+hs_catalog_forget_progress(const pg_uuid_t *connection_id,
+						   const char *const *properties, int n)
+{
+	Call		call;
+
+	begin_call(&call, SQL_FORGET_PROGRESS);
+	push_uuid(&call, connection_id);
+	push_texts(&call, properties, n);
+	return (int) run_and_end(&call);
+}
+
+/*
+ * Looks e-mail addresses, in lower case, up among the synchronised contacts.
+ * Fills the array parallel to them; NULL where there is not exactly one.
+ */
+void
+hs_catalog_contacts_by_email(const pg_uuid_t *connection_id,
+							 const char *const *emails, int n,
+							 const char **contacts)
+{
+	Call		call;
+	uint64		rows;
+
+	memset(contacts, 0, sizeof(char *) * n);
+	begin_call(&call, SQL_CONTACTS_BY_EMAIL);
+	push_uuid(&call, connection_id);
+	push_texts(&call, emails, n);
+	rows = run_call(&call);
+	for (uint64 i = 0; i < rows; i++)
+	{
+		char	   *email = text_column(&call, i, 1);
+
+		for (int j = 0; j < n && int64_column(i, 3) == 1; j++)
+		{
+			if (strcmp(emails[j], email) == 0)
+				contacts[j] = text_column(&call, i, 2);
+		}
+	}
+	end_call(&call);
+}
+
+/*
+ * The properties that were looked at, as HsKnownProperty *; fresh if that was
+ * not longer ago.
+ */
+List *
+hs_catalog_progress_properties(const pg_uuid_t *connection_id, double max_age_s)
+{
+	List	   *list = NIL;
+	Call		call;
+	uint64		rows;
+
+	begin_call(&call, SQL_PROGRESS_PROPERTIES);
+	push_uuid(&call, connection_id);
+	push(&call, FLOAT8OID, Float8GetDatum(max_age_s), false);
+	rows = run_call(&call);
+	for (uint64 i = 0; i < rows; i++)
+	{
+		MemoryContext old = MemoryContextSwitchTo(call.caller_context);
+		HsKnownProperty *property = palloc(sizeof(HsKnownProperty));
+
+		property->name = text_column(&call, i, 1);
+		property->problem = text_column(&call, i, 2);
+		property->fresh = bool_column(i, 3);
+		list = lappend(list, property);
+		MemoryContextSwitchTo(old);
+	}
+	end_call(&call);
+	return list;
+}
+
+/*
+ * Notes which properties there are, and what is wrong with them.
+ */
+void
+hs_catalog_save_progress_properties(const pg_uuid_t *connection_id,
+									const char *const *names,
+									const char *const *problems, int n)
+{
+	Call		call;
+
+	begin_call(&call, SQL_DROP_PROGRESS_PROPERTIES);
+	push_uuid(&call, connection_id);
+	push_texts(&call, names, n);
+	run_and_end(&call);
+	begin_call(&call, SQL_SAVE_PROGRESS_PROPERTIES);
+	push_uuid(&call, connection_id);
+	push_texts(&call, names, n);
+	push_texts(&call, problems, n);
+	run_and_end(&call);
+}
+
+/*
+ * Whether somebody has accepted that many students lose their values, and no
+ * run has carried it out since.
+ */
+bool
+hs_catalog_emptiness_accepted(const pg_uuid_t *connection_id,
+							  const char *sync_type)
+{
+	Call		call;
+
+	begin_type_call(&call, SQL_EMPTINESS_ACCEPTED, connection_id, sync_type);
+	return run_for_count(&call) > 0;
+}
+
+/*
+ * Accepts it; returns how many students a run found to lose their values, 0 if
+ * it is no such run.
+ */
+int
+hs_catalog_accept_emptiness(const pg_uuid_t *run_id)
+{
+	Call		call;
+	int			emptied = 0;
+
+	begin_call(&call, SQL_ACCEPT_EMPTINESS);
+	push_uuid(&call, run_id);
+	if (run_call(&call) > 0)
+		emptied = int_column(0, 1);
+	end_call(&call);
+	return emptied;
+}
+
+/*
+ * Makes what was found of the properties count as old.
+ */
+void
+hs_catalog_doubt_progress_properties(const pg_uuid_t *connection_id)
+{
+	Call		call;
+
+	begin_call(&call, SQL_DOUBT_PROGRESS_PROPERTIES);
+	push_uuid(&call, connection_id);
+	run_and_end(&call);
+}
+
+/*
+ * Closes the errors of a type, or with `category` of one category, that a run,
+ * which has looked at everything, has not met.
+ */
+void
+hs_catalog_resolve_unmet(const pg_uuid_t *connection_id, const char *sync_type,
+						 const char *category, const pg_uuid_t *run_id)
+{
+	Call		call;
+
+	begin_type_call(&call, SQL_RESOLVE_UNMET, connection_id, sync_type);
+	push_uuid(&call, run_id);
+	push_text(&call, category);
+	run_and_end(&call);
 }
 
 /* ------------------------------------------------------------------------

@@ -25,6 +25,9 @@
 /* The connection that came with the extension, in every installation. */
 #define HS_DEFAULT_CONNECTION_ID "00000000-0000-0000-0000-000000000000"
 
+/* How the scope of a run for one student begins; the address follows. */
+#define HS_STUDENT_SCOPE "student "
+
 /* An extension's place in this database. */
 typedef struct HsExtension
 {
@@ -68,6 +71,47 @@ typedef struct HsSyncType
 	List	   *fields;			/* of HsField * */
 	List	   *configured_by;	/* of char *: roles that wrote these rows */
 } HsSyncType;
+
+/* A row of progress_sources. */
+typedef struct HsSourceRow
+{
+	char	   *source;
+	char	   *level;			/* "": none */
+	char	   *schema;			/* NULL: that of users */
+	char	   *table;			/* NULL: the usual one of the level */
+	char	   *columns;		/* JSON text */
+	int			total_units;	/* 0: not stated */
+	bool		enabled;
+} HsSourceRow;
+
+/* What was accepted of a student. */
+typedef struct HsProgressState
+{
+	char	   *user_id;
+	char	   *email;
+	char	   *contact_id;
+	int64		fingerprint;
+	char	   *properties;		/* JSON text; NULL: not asked for */
+} HsProgressState;
+
+/* A property for progress that HubSpot was found to have. */
+typedef struct HsKnownProperty
+{
+	char	   *name;
+	char	   *problem;		/* why it cannot be used, NULL if it can */
+	bool		fresh;			/* it was looked at lately */
+} HsKnownProperty;
+
+/* Students whose values were accepted, as parallel arrays. */
+typedef struct HsAcceptances
+{
+	const char **users;
+	const char **emails;
+	const char **contacts;
+	const char **properties;	/* JSON text */
+	const char **fingerprints;
+	int			n;
+} HsAcceptances;
 
 /* What a request asks for, and what a worker finds when it claims it. */
 typedef struct HsRunRequest
@@ -376,6 +420,41 @@ extern void hs_catalog_forget_removal(const char *sync_type,
 extern void hs_catalog_remove_shipped(const char *sync_type,
 									  const char *column_name);
 extern bool hs_catalog_replace_shipped(Relation rel, HeapTuple row);
+
+extern void hs_acceptances_init(HsAcceptances *accepted, int most);
+extern List *hs_catalog_progress_sources(void);
+extern List *hs_catalog_level_tables(Oid schema, Oid owner);
+extern List *hs_catalog_progress_states(const pg_uuid_t *connection_id,
+										const char *const *users, int n,
+										bool with_properties);
+extern List *hs_catalog_contact_holders(const pg_uuid_t *connection_id,
+										const char *const *contacts, int n);
+extern void hs_catalog_announce_progress(const pg_uuid_t *connection_id,
+										 const HsAcceptances *sent,
+										 const char *const *kept);
+extern void hs_catalog_save_progress(const pg_uuid_t *connection_id,
+									 const HsAcceptances *accepted);
+extern void hs_catalog_drop_progress(const pg_uuid_t *connection_id,
+									 const char *const *users, int n);
+extern int	hs_catalog_forget_progress(const pg_uuid_t *connection_id,
+									   const char *const *properties, int n);
+extern void hs_catalog_contacts_by_email(const pg_uuid_t *connection_id,
+										 const char *const *emails, int n,
+										 const char **contacts);
+extern List *hs_catalog_progress_properties(const pg_uuid_t *connection_id,
+											double max_age_s);
+extern void hs_catalog_save_progress_properties(const pg_uuid_t *connection_id,
+												const char *const *names,
+												const char *const *problems,
+												int n);
+extern bool hs_catalog_emptiness_accepted(const pg_uuid_t *connection_id,
+										  const char *sync_type);
+extern int	hs_catalog_accept_emptiness(const pg_uuid_t *run_id);
+extern void hs_catalog_doubt_progress_properties(const pg_uuid_t *connection_id);
+extern void hs_catalog_resolve_unmet(const pg_uuid_t *connection_id,
+									 const char *sync_type,
+									 const char *category,
+									 const pg_uuid_t *run_id);
 
 extern bool hs_catalog_is_home(void);
 extern void hs_catalog_adopt(void);

@@ -35,10 +35,12 @@
 #include "catalog.h"
 #include "filter.h"
 #include "mapping.h"
+#include "sources.h"
 
 PG_FUNCTION_INFO_V1(hubspot_sync_check_configuration);
 PG_FUNCTION_INFO_V1(hubspot_sync_drop_fields);
 PG_FUNCTION_INFO_V1(hubspot_sync_check_connection);
+PG_FUNCTION_INFO_V1(hubspot_sync_check_source);
 PG_FUNCTION_INFO_V1(hubspot_sync_restore_removal);
 PG_FUNCTION_INFO_V1(hubspot_sync_map);
 
@@ -83,6 +85,15 @@ given_row(const TriggerData *trigger)
 		: trigger->tg_trigtuple;
 }
 
+/* Whether two texts, NULL for null, are the same. */
+static bool
+same_text(const char *a, const char *b)
+{
+	if (a == NULL || b == NULL)
+		return a == b;
+	return strcmp(a, b) == 0;
+}
+
 /* A column of a row as text, NULL for null or where there is no such column. */
 static char *
 row_value(const TriggerData *trigger, HeapTuple row, const char *column)
@@ -113,6 +124,8 @@ configured_type(const TriggerData *trigger, HeapTuple row)
 
 	if (!is_about_types(trigger))
 		return hs_catalog_sync_type(row_value(trigger, row, "sync_type"));
+	if (same_text(row_value(trigger, row, "source"), "progress"))
+		return hs_catalog_sync_type("progress");
 	type = palloc0(sizeof(HsSyncType));
 	type->name = row_value(trigger, row, "sync_type");
 	type->target_schema = row_value(trigger, row, "target_schema");
@@ -251,15 +264,6 @@ configuration_inserted(const TriggerData *trigger)
 	return superuser() && replace_shipped(trigger, row) ? NULL : row;
 }
 
-/* Whether two texts, NULL for null, are the same. */
-static bool
-same_text(const char *a, const char *b)
-{
-	if (a == NULL || b == NULL)
-		return a == b;
-	return strcmp(a, b) == 0;
-}
-
 /*
  * The name of the type in a row of sync_types or sync_fields changes.  Runs,
  * checkpoints and failures know a type by its name, so that one stays.
@@ -341,7 +345,8 @@ hubspot_sync_drop_fields(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("function must be called as a row trigger after a deletion")));
 	hs_catalog_drop_fields(row_value(trigger, trigger->tg_trigtuple,
-									 "sync_type"), NULL, 0);
+									 "sync_type"),
+						   NULL, 0);
 	return PointerGetDatum(NULL);
 }
 
@@ -390,6 +395,111 @@ hubspot_sync_check_connection(PG_FUNCTION_ARGS)
 		return PointerGetDatum(trigger->tg_trigtuple);
 	row = heap_modify_tuple_by_cols(given_row(trigger), desc, 1, &number,
 									&value, &isnull);
+	if (TRIGGER_FIRED_BY_INSERT(trigger->tg_event) && superuser() &&
+		replace_shipped(trigger, row))
+		return PointerGetDatum(NULL);
+	return PointerGetDatum(row);
+}
+
+/* The schema of the students' table, NULL if nobody has said. */
+static char *
+users_schema(void)
+{
+	ListCell   *lc;
+
+	foreach(lc, hs_catalog_progress_sources())
+	{
+		HsSourceRow *row = lfirst(lc);
+
+		if (strcmp(row->source, "users") == 0)
+			return row->schema;
+	}
+	return NULL;
+}
+
+/* Throws unless the current user may decide about a source's table. */
+static void
+check_source(const TriggerData *trigger, HeapTuple row)
+{
+	HsSyncType	type = {.name = "progress"};
+	HsSyncType *users;
+	char	   *source = row_value(trigger, row, "source");
+	char	   *author = row_value(trigger, row, "configured_by");
+
+	type.target_schema = row_value(trigger, row, "table_schema");
+	type.target_table = row_value(trigger, row, "table_name");
+	if (type.target_schema == NULL)
+		type.target_schema = users_schema();
+	if (type.target_table == NULL && source != NULL)
+		type.target_table = psprintf("%s_%s", row_value(trigger, row, "level"),
+									 strcmp(source, "level") == 0 ? "progress"
+									 : "milestones");
+	if (author != NULL && row == trigger->tg_trigtuple &&
+		!TRIGGER_FIRED_BY_INSERT(trigger->tg_event))
+		type.configured_by = list_make1(author);
+	if (type.target_schema != NULL && type.target_table != NULL)
+		hs_mapping_check_writer(&type);
+	/* A table that is not there yet is the owner of users' affair, too. */
+	users = hs_catalog_sync_type("progress");
+	if (users != NULL && source != NULL && strcmp(source, "users") != 0)
+		hs_mapping_check_writer(users);
+}
+
+/* Throws if a row's columns make no sense. */
+static void
+check_source_columns(const TriggerData *trigger, HeapTuple row)
+{
+	char	   *source = row_value(trigger, row, "source");
+	char	   *columns = row_value(trigger, row, "columns");
+	const char *problem = NULL;
+
+	if (source != NULL && columns != NULL)
+		problem = hs_sources_column_problem(source, columns);
+	if (problem != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s", problem),
+				 errhint("An example: {\"user_id\": \"student_id\", \"score\": null}.")));
+}
+
+/* Throws if a source that came with the extension is to go. */
+static void
+protect_source(const TriggerData *trigger)
+{
+	char	   *source = row_value(trigger, trigger->tg_trigtuple, "source");
+	char	   *level = row_value(trigger, trigger->tg_trigtuple, "level");
+
+	if (TRIGGER_FIRED_BY_INSERT(trigger->tg_event) || level[0] != '\0')
+		return;
+	if (TRIGGER_FIRED_BY_UPDATE(trigger->tg_event) &&
+		same_text(source, row_value(trigger, trigger->tg_newtuple, "source")))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 errmsg("source \"%s\" can be neither deleted nor renamed", source),
+			 strcmp(source, "users") == 0 ? errhint("Change it instead.")
+			 : errhint("Set its column enabled to false to leave it out.")));
+}
+
+/*
+ * BEFORE trigger of progress_sources: accepts a table, old or new, only from a
+ * member of its owner, and notes who wrote the row.
+ */
+Datum
+hubspot_sync_check_source(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigger = row_trigger(fcinfo);
+	HeapTuple	row;
+
+	if (writes_itself)
+		return PointerGetDatum(given_row(trigger));
+	check_source(trigger, trigger->tg_trigtuple);
+	protect_source(trigger);
+	if (TRIGGER_FIRED_BY_DELETE(trigger->tg_event))
+		return PointerGetDatum(trigger->tg_trigtuple);
+	check_source(trigger, given_row(trigger));
+	check_source_columns(trigger, given_row(trigger));
+	row = signed_row(trigger, given_row(trigger));
 	if (TRIGGER_FIRED_BY_INSERT(trigger->tg_event) && superuser() &&
 		replace_shipped(trigger, row))
 		return PointerGetDatum(NULL);
@@ -784,6 +894,11 @@ type_to_map(FunctionCallInfo fcinfo)
 				 errmsg("unknown sync type \"%s\"", name),
 				 errhint("Known sync types: %s. For another object, insert a row into sync_types first.",
 						 hs_catalog_known_types())));
+	if (strcmp(type->source, "progress") == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("sync type \"%s\" has no target table", name),
+				 errhint("Say in progress_sources where the students' progress is.")));
 	return type;
 }
 

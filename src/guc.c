@@ -41,6 +41,7 @@ int			hs_overlap;
 int			hs_deep_overlap;
 int			hs_lock_timeout;
 int			hs_store_timeout;
+int			hs_progress_slice;
 int			hs_log_retention;
 bool		hs_enabled;
 char	   *hs_databases = NULL;
@@ -175,6 +176,12 @@ static const IntSetting int_settings[] = {
 		"hubspot_sync.store_timeout",
 		"Time allowed for storing one page, 0 for no limit.",
 		NULL, &hs_store_timeout, 300000, 0, 86400000, GUC_UNIT_MS
+	},
+	{
+		"hubspot_sync.progress_slice",
+		"Students whose progress is computed by one statement.",
+		"More take more memory, fewer more time.",
+		&hs_progress_slice, 4000, 1, 100000, 0
 	},
 	{
 		"hubspot_sync.log_retention",

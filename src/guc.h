@@ -32,6 +32,7 @@ extern int	hs_overlap;			/* s */
 extern int	hs_deep_overlap;	/* s */
 extern int	hs_lock_timeout;	/* ms */
 extern int	hs_store_timeout;	/* ms */
+extern int	hs_progress_slice;	/* students */
 extern int	hs_log_retention;	/* s, 0 = for ever */
 extern bool hs_enabled;
 extern char *hs_databases;		/* list of identifiers */

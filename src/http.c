@@ -1185,6 +1185,8 @@ set_request(HsHttpCall *call, const HsHttpRequest *request)
 		memcpy(call->request_body, request->body, request->body_len);
 		call->request_body_len = request->body_len;
 		SET_OPTION(call, CURLOPT_POST, 1L);
+		if (request->method != NULL)
+			SET_OPTION(call, CURLOPT_CUSTOMREQUEST, request->method);
 		SET_OPTION(call, CURLOPT_POSTFIELDSIZE_LARGE,
 				   (curl_off_t) request->body_len);
 		SET_OPTION(call, CURLOPT_POSTFIELDS, call->request_body);

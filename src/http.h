@@ -47,6 +47,7 @@ typedef struct HsHttpRequest
 {
 	const char *url;
 	const char *body;			/* NULL: GET, else POST of JSON */
+	const char *method;			/* NULL: as above; a constant otherwise */
 	size_t		body_len;
 	const char *bearer;			/* NULL: no Authorization header */
 	const HsHttpOptions *options;

@@ -146,7 +146,7 @@ hs_mapping_check_roles(const HsSyncType *type, Oid owner)
 							name, type->name),
 					 errdetail("The target table belongs to \"%s\", of which that role is no member.",
 							   GetUserNameFromId(owner, true)),
-					 errhint("Let a member of the owner write the rows of sync_types and sync_fields again.")));
+					 errhint("Let a member of the owner write the type's rows of sync_types, sync_fields or progress_sources again.")));
 	}
 }
 
@@ -195,7 +195,7 @@ hs_mapping_check_writer(const HsSyncType *type)
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("must be a member of the role that owns table \"%s\"",
 						type->target_table),
-				 errdetail("Runs of sync type \"%s\" would write to it as its owner.",
+				 errdetail("Runs of sync type \"%s\" work on it as its owner.",
 						   type->name)));
 }
 

@@ -34,6 +34,7 @@
 #include "hubspot_sync.h"
 #include "mapping.h"
 #include "request.h"
+#include "sources.h"
 #include "subxact.h"
 #include "worker.h"
 
@@ -45,7 +46,10 @@
 /* A dead run may be closed and taken by somebody else in between. */
 #define MEET_ATTEMPTS 5
 
-static const char *const modes[] = {"auto", "full", "incremental"};
+static const char *const modes[] = {"auto", "full", "incremental", NULL};
+static const char *const push_modes[] = {
+	"auto", "full", "incremental", "properties", "dry_run", NULL
+};
 
 /* ------------------------------------------------------------------------
  * Checks
@@ -137,21 +141,49 @@ hs_request_connection(const char *name, HsConnection *connection)
 						 hs_catalog_known_connections())));
 }
 
+static bool
+is_progress(const HsSyncType *type)
+{
+	return strcmp(type->source, "progress") == 0;
+}
+
 /* Checks the mode, NULL for auto. */
 static const char *
-check_mode(const char *mode)
+check_mode(const HsSyncType *type, const char *mode)
 {
+	const char *const *known = is_progress(type) ? push_modes : modes;
+
 	if (mode == NULL)
-		return modes[0];
-	for (size_t i = 0; i < lengthof(modes); i++)
+		return known[0];
+	for (int i = 0; known[i] != NULL; i++)
 	{
-		if (strcmp(mode, modes[i]) == 0)
-			return modes[i];
+		if (strcmp(mode, known[i]) == 0)
+			return known[i];
 	}
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 			 errmsg("unknown mode \"%s\"", mode),
-			 errhint("Known modes: auto, full, incremental.")));
+			 is_progress(type)
+			 ? errhint("Known modes: auto, full, incremental, properties, dry_run.")
+			 : errhint("Known modes: auto, full, incremental.")));
+}
+
+/*
+ * Gives a request about progress its direction and scope.  What concerns one
+ * student, or sends nothing, stands for no push of all.
+ */
+static void
+resolve_push(const char *email, HsRunRequest *request)
+{
+	bool		partly = strcmp(request->mode, "dry_run") == 0 ||
+		strcmp(request->mode, "properties") == 0;
+
+	request->direction = "push";
+	if (partly)
+		request->scope = request->mode;
+	if (email != NULL)
+		request->scope = psprintf("%s%s" HS_STUDENT_SCOPE "%s", request->scope,
+								  partly ? " " : "", email);
 }
 
 /*
@@ -223,7 +255,9 @@ can_login(Oid role)
 static Oid
 find_owner(const HsSyncType *type)
 {
-	Oid			owner = hs_catalog_table_owner(hs_mapping_target(type));
+	Oid			relation = is_progress(type) ? hs_sources_users()
+		: hs_mapping_target(type);
+	Oid			owner = hs_catalog_table_owner(relation);
 
 	hs_mapping_check_roles(type, owner);
 	if (HS_OWNER_NEEDS_LOGIN && !can_login(owner))
@@ -396,9 +430,11 @@ hs_request_run(const HsRequestArgs *args, pg_uuid_t *id)
 	request.connection_id = connection.id;
 	request.connection_name = connection.name;
 	request.sync_type = type->name;
-	request.mode = check_mode(args->mode);
+	request.mode = check_mode(type, args->mode);
 	request.requested_by = GetUserNameFromId(GetUserId(), false);
-	if (type->modified_property == NULL && strcmp(request.mode, "auto") != 0)
+	if (is_progress(type))
+		resolve_push(args->email, &request);
+	else if (type->modified_property == NULL && strcmp(request.mode, "auto") != 0)
 		request.mode = "full";	/* the only one there is */
 	resolve_timeframe(type, &request);
 	ticket.role = find_owner(type);

@@ -18,6 +18,7 @@ typedef struct HsRequestArgs
 	const char *mode;			/* NULL: auto */
 	const char *timeframe;		/* NULL: none */
 	const char *connection;		/* NULL: the default one */
+	const char *email;			/* of progress: this student; NULL: all */
 	const char *source;			/* sql, call or launcher */
 	bool		follow;			/* keep the worker's handle */
 } HsRequestArgs;

@@ -41,6 +41,7 @@
 #include "guc.h"
 #include "hubspot_sync.h"
 #include "pull.h"
+#include "push.h"
 #include "run.h"
 
 /*
@@ -193,7 +194,10 @@ append_failure(StringInfo json, const HsApiFailure *failure)
 static void
 append_shortfall(StringInfo json, const HsRun *run)
 {
-	char	   *failed = psprintf("%d of %d records could not be stored; see sync_errors",
+	bool		push = strcmp(run->request.direction, "push") == 0;
+	char	   *failed = psprintf(push
+								  ? "%d of %d students or properties could not be sent; see sync_errors"
+								  : "%d of %d records could not be stored; see sync_errors",
 								  run->counters.failed,
 								  run->counters.processed);
 
@@ -230,6 +234,8 @@ error_details(const HsRun *run, const char *reason, const ErrorData *error)
 		append_member(&json, "detail", error->detail);
 		append_member(&json, "hint", error->hint);
 		append_member(&json, "sqlstate", unpack_sql_state(error->sqlerrcode));
+		if (reason != NULL && strcmp(reason, "mass_empty") == 0)
+			append_count(&json, "emptied", run->refused);
 	}
 	else if (reason != NULL)
 		append_shortfall(&json, run);
@@ -516,7 +522,10 @@ hs_run_execute(const HsRunTicket *ticket)
 		{
 			check_enabled();
 			open_api(run);
-			hs_pull_run(run);
+			if (strcmp(run->request.direction, "push") == 0)
+				hs_push_run(run);
+			else
+				hs_pull_run(run);
 		}
 	}
 	PG_CATCH();

@@ -37,7 +37,8 @@ typedef struct HsRun
 	HsApi	   *api;
 	HsRunCounters counters;
 	const char *reason;			/* why it failed, if the run itself knows */
-	int			refused;		/* records gone, too many to be believed */
+	int			refused;		/* records gone, or students without values any
+								 * more, too many to be believed */
 	const char *remark;			/* what else to tell in error_details */
 	TimestampTz store_deadline; /* 0: no transaction with a time limit */
 } HsRun;

@@ -34,6 +34,7 @@ static const struct
 	{"sync-hubspot-contacts", "*/5 * * * *", "contacts"},
 	{"sync-hubspot-deals", "*/15 * * * *", "deals"},
 	{"sync-hubspot-owners", "0 6 * * *", "owners"},
+	{"push-hubspot-progress", "0 * * * *", "progress"},
 };
 
 /* The command of a job: schema-qualified, since jobs have no search_path. */
@@ -151,8 +152,11 @@ hubspot_sync_unschedule(PG_FUNCTION_ARGS)
 bool
 hs_schedule_has_job(const char *sync_type)
 {
-	const char *args[1] = {psprintf("hubspot_sync(%s",
-									quote_literal_cstr(sync_type))};
+	bool		pushes = strcmp(sync_type, "progress") == 0;
+	const char *requests = psprintf("hubspot_sync(%s",
+									quote_literal_cstr(sync_type));
+	const char *args[2] = {requests,
+						   pushes ? "push_student_progress()" : requests};
 	uint64		found;
 
 	if (!OidIsValid(get_extension_oid("pg_cron", true)))
@@ -160,8 +164,8 @@ hs_schedule_has_job(const char *sync_type)
 	SPI_connect();
 	found = run_cron("SELECT FROM cron.job WHERE active"
 					 " AND database = current_database()"
-					 " AND strpos(command, $1) > 0",
-					 1, args);
+					 " AND (strpos(command, $1) > 0 OR strpos(command, $2) > 0)",
+					 2, args);
 	SPI_finish();
 	return found > 0;
 }

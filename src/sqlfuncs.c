@@ -43,6 +43,8 @@
 #define CANCEL_LOOKS 20
 
 PG_FUNCTION_INFO_V1(hubspot_sync_trigger);
+PG_FUNCTION_INFO_V1(hubspot_sync_push);
+PG_FUNCTION_INFO_V1(hubspot_sync_ensure_properties);
 PG_FUNCTION_INFO_V1(hubspot_sync_run);
 PG_FUNCTION_INFO_V1(hubspot_sync_wait);
 PG_FUNCTION_INFO_V1(hubspot_sync_cancel);
@@ -87,6 +89,45 @@ Datum
 hubspot_sync_trigger(PG_FUNCTION_ARGS)
 {
 	HsRequestArgs args = request_args(fcinfo, "sql");
+	pg_uuid_t  *id = palloc(sizeof(pg_uuid_t));
+
+	(void) hs_request_run(&args, id);
+	PG_RETURN_UUID_P(id);
+}
+
+/*
+ * push_student_progress([email, dry_run, connection]) -> uuid
+ */
+Datum
+hubspot_sync_push(PG_FUNCTION_ARGS)
+{
+	bool		dry_run = PG_NARGS() > 1 && !PG_ARGISNULL(1) &&
+		PG_GETARG_BOOL(1);
+	HsRequestArgs args = {
+		.sync_type = "progress",
+		.mode = dry_run ? "dry_run" : NULL,
+		.connection = text_arg(fcinfo, 2),
+		.email = text_arg(fcinfo, 0),
+		.source = "sql"
+	};
+	pg_uuid_t  *id = palloc(sizeof(pg_uuid_t));
+
+	(void) hs_request_run(&args, id);
+	PG_RETURN_UUID_P(id);
+}
+
+/*
+ * ensure_hubspot_properties(connection) -> uuid
+ */
+Datum
+hubspot_sync_ensure_properties(PG_FUNCTION_ARGS)
+{
+	HsRequestArgs args = {
+		.sync_type = "progress",
+		.mode = "properties",
+		.connection = text_arg(fcinfo, 0),
+		.source = "sql"
+	};
 	pg_uuid_t  *id = palloc(sizeof(pg_uuid_t));
 
 	(void) hs_request_run(&args, id);
@@ -360,6 +401,8 @@ hubspot_sync_accept_absence(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("there is no run with this id"),
 				 errhint("See the ids in sync_logs.")));
+	if (status.reason != NULL && strcmp(status.reason, "mass_empty") == 0)
+		PG_RETURN_INT32(hs_catalog_accept_emptiness(id));
 	if (status.reason == NULL || strcmp(status.reason, "mass_absence") != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),

@@ -135,7 +135,7 @@ sub fetch
 sub expected
 {
 	my %values;
-	my %runs = map { $_ => [] } qw(contacts deals owners);
+	my %runs = map { $_ => [] } qw(contacts deals owners progress);
 	push @{ $runs{ $_->{sync_type} } }, $_ foreach $server->sql_json(q{
 		SELECT *, extract(epoch FROM clock_timestamp() - completed_at) AS age,
 			round(extract(epoch FROM completed_at - started_at) * 1000) AS ms FROM sync_runs ORDER BY created_at});
@@ -145,8 +145,11 @@ sub expected
 		my @runs = @{ $runs{$type} };
 		my ($success) = reverse grep { $_->{status} =~ /^(?:success|partial)$/ } @runs;
 		$values{"hubspot_sync_last_success_age_seconds$labels"} = $success->{age} if $success;
-		my $ms = $runs[-1]{ms} < 0 ? 0 : $runs[-1]{ms};
-		$values{"hubspot_sync_last_run_duration_seconds$labels"} = $ms / 1000;
+		if (@runs)
+		{
+			my $ms = $runs[-1]{ms} < 0 ? 0 : $runs[-1]{ms};
+			$values{"hubspot_sync_last_run_duration_seconds$labels"} = $ms / 1000;
+		}
 		$values{"hubspot_sync_day_runs$labels"} = @runs;
 		$values{"hubspot_sync_day_failed_runs$labels"} = grep { $_->{status} eq 'failed' } @runs;
 		$values{"hubspot_sync_day_rate_limited$labels"} = 0;

@@ -36,7 +36,7 @@ $fresh->sql('CREATE EXTENSION hubspot_sync');
 
 # What a dump leaves out: where the extension is at home is its own affair, and
 # the definitions of properties are read again.
-my %left_out = map { $_ => 1 } qw(sync_home sync_properties);
+my %left_out = map { $_ => 1 } qw(sync_home sync_properties progress_properties);
 
 sub dumped_tables
 {
@@ -69,6 +69,8 @@ sub make_original
 			VALUES ('companies', 'name', 'name'), ('companies', 'revenue', 'annualrevenue');
 		RESET ROLE;
 		CREATE TABLE app.sales (deal_no text UNIQUE, deal_name text, deal_value numeric);
+		CREATE TABLE app.students (id integer PRIMARY KEY, email text);
+		CREATE TABLE app.user_xp (user_id integer, total_xp integer);
 		SQL
 	change_configuration($origin);
 	return ($origin, synchronise($origin));
@@ -88,6 +90,9 @@ sub change_configuration
 		DELETE FROM sync_fields WHERE sync_type = 'contacts' AND column_name IN ('status', 'lifecycle_stage');
 		INSERT INTO sync_fields (sync_type, column_name, property)
 			VALUES ('contacts', 'lifecycle_stage', 'hs_analytics_source');
+		UPDATE progress_sources SET table_schema = 'app', table_name = 'students' WHERE source = 'users';
+		UPDATE progress_sources SET columns = '{"score": "points"}' WHERE source = 'course_progress';
+		INSERT INTO progress_sources (source, level, total_units) VALUES ('level', 'a1', 12);
 		SQL
 	return;
 }
@@ -126,6 +131,12 @@ sub synchronise
 	$sim->purge('contacts', $contacts[33]);
 	$sim->patch('contacts', $contacts[40], { firstname => "Zoë\\N\t\"'\n" });
 	ends($origin, 'success', 'contacts', 'full');
+	$origin->sql(<<~'SQL');
+		INSERT INTO app.students SELECT row_number() OVER (), email
+			FROM (SELECT email FROM contacts WHERE NOT archived AND email IS NOT NULL ORDER BY email LIMIT 5) c;
+		INSERT INTO app.user_xp SELECT id, 10 * id FROM app.students;
+		SQL
+	ends($origin, 'success', 'progress');
 	$origin->sql('INSERT INTO sync_owner_reads SELECT connection_id, hubspot_contact_id FROM contacts LIMIT 3');
 
 	# More deals missing than are believed to be gone, in a table of our own.
@@ -200,7 +211,7 @@ sub shipped_rows
 			table_text($fresh, "(SELECT * FROM $table WHERE $changed{$table})"),
 			"shipped rows of $table are those of a new installation");
 	}
-	is($copy->sql(q{SELECT string_agg(sync_type, ' ' ORDER BY sync_type) FROM sync_types}), 'companies contacts deals',
+	is($copy->sql(q{SELECT string_agg(sync_type, ' ' ORDER BY sync_type) FROM sync_types}), 'companies contacts deals progress',
 		'the type that was deleted stays away');
 	is( $copy->sql(q{SELECT string_agg(column_name, ' ' ORDER BY column_name) FROM sync_fields
 			WHERE sync_type = 'contacts' AND NOT shipped}), 'lifecycle_stage phone', 'changed fields are no shipped ones');
@@ -273,11 +284,23 @@ sub adopt_and_go_on
 			AND c.merged_into IS NULL
 		SQL
 	ends($copy, 'partial', 'companies', 'full');
+	$sim->clear_journal;
+	is($copy->log(ends($copy, 'success', 'progress'))->{records_unchanged}, 5, 'what was pushed is still known');
+	is(scalar $sim->requests, 0, '... and not sent again');
+	is(accepted_changes($copy), 1, '... but for one student who has changed');
 	is($copy->sql(qq{SELECT accept_hubspot_absence('$runs->{absence}') > 100}), 't', 'refused absences can be accepted');
 	ends($copy, 'success', 'deals', 'full');
 	is($copy->sql('SELECT count(*) FROM app.sales'), DEALS / 2, '... and are carried out');
 	like($copy->sql_error(q{SELECT trigger_hubspot_sync('owners')}), qr/ERROR:  42704/, 'the deleted type is unknown');
 	return;
+}
+
+# How many students are sent after one has got more points.
+sub accepted_changes
+{
+	my ($copy) = @_;
+	$copy->sql('UPDATE app.user_xp SET total_xp = total_xp + 1 WHERE user_id = 3');
+	return $copy->log(ends($copy, 'success', 'progress'))->{records_changed};
 }
 
 sub let_it_go

@@ -129,7 +129,7 @@ foreach my $how (qw(templated restored))
 		is(scalar $sim->requests, 0, 'HubSpot was not asked');
 		is($copy->log($open{$_})->{status}, 'failed', "the run of $_ that was under way reads as failed")
 		  foreach sort keys %open;
-		is($copy->sql(q{SELECT count(*) FROM get_latest_sync_status()}), 3, 'the status can be read');
+		is($copy->sql(q{SELECT count(*) FROM get_latest_sync_status()}), 4, 'the status can be read');
 		make_due($copy);
 		launcher_is_quiet($copy);
 

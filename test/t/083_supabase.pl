@@ -241,10 +241,11 @@ subtest 'the documented roles' => sub {
 		CREATE ROLE mona LOGIN IN ROLE crm_monitor;
 		CREATE ROLE otto LOGIN IN ROLE crm_operator;
 		CREATE ROLE ada LOGIN IN ROLE crm_admin;
+		CREATE ROLE tina LOGIN IN ROLE crm_academic;
 		SQL
 	my %reads = may_do('crm_reader', $database, qr/public\.get_latest_sync_status\(/);
 	is($reads{$_}, 1, "the reader reads $_") foreach qw(contacts deals staff contact_owner_history contact_owner_changes);
-	is($database->sql('SELECT count(*) FROM get_latest_sync_status()', user => 'rita'), 3, '... and asks for the status');
+	is($database->sql('SELECT count(*) FROM get_latest_sync_status()', user => 'rita'), 4, '... and asks for the status');
 	like($database->sql_error(q{SELECT trigger_hubspot_sync('contacts')}, user => 'rita'), qr/ERROR:  42501/,
 		'... and starts nothing');
 
@@ -252,8 +253,15 @@ subtest 'the documented roles' => sub {
 	is($reads{$_}, 1, "the monitor reads $_") foreach qw(sync_logs sync_alerts integration_health sync_statistics);
 	isnt($reads{$_}, 1, "... and not $_") foreach qw(contacts deals staff sync_errors contact_owner_history);
 
+	$database->sql(q{CREATE TABLE users (id integer, email text); INSERT INTO users VALUES (1, 'a@example.com');
+		CREATE TABLE user_xp (user_id integer, total_xp integer); GRANT SELECT ON users, user_xp TO crm_academic});
+	%reads = may_do('crm_academic', $database, qr/public\.(read_student_progress|inactive_students|preview_student_progress)\(/);
+	is($reads{$_}, 1, "the teacher reads $_") foreach qw(student_progress level_progress_summary);
+	is($database->sql('SELECT user_id FROM inactive_students()', user => 'tina'), 1, '... and who is idle');
+	$database->sql('DROP TABLE users, user_xp');
+
 	%reads = may_do('crm_operator', $database, qr/public\.get_/, qr/public\.(trigger|run|cancel|wait_for)_hubspot_sync\(/,
-		qr/public\.(test_hubspot_connection|accept_hubspot_absence)\(/);
+		qr/public\.(test_hubspot_connection|accept_hubspot_absence|push_student_progress|ensure_hubspot_properties)\(/);
 	is($reads{$_}, 1, "the operator reads $_") foreach qw(contacts sync_errors sync_logs);
 	my ($run) = split /\|/, $database->sql(q{CALL run_hubspot_sync('contacts')}, user => 'otto');
 	is($database->sql("SELECT status, requested_by FROM sync_logs WHERE id = '$run'", user => 'otto'), 'success|otto',
