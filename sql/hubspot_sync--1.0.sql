@@ -612,6 +612,17 @@ COMMENT ON COLUMN progress_state.properties IS 'the values accepted last, withou
 COMMENT ON COLUMN progress_state.fingerprint IS 'of the values accepted; 0: sent and not confirmed, or to be sent again';
 COMMENT ON COLUMN progress_state.accepted_at IS 'when values were accepted last; null: not yet';
 
+CREATE TABLE progress_leftovers (
+	connection_id	uuid NOT NULL,
+	contact_id		text NOT NULL,
+	properties		jsonb NOT NULL,
+	PRIMARY KEY (connection_id, contact_id)
+);
+COMMENT ON TABLE progress_leftovers IS 'what contacts have of students who have another contact now; whoever gets such a contact clears it';
+COMMENT ON COLUMN progress_leftovers.connection_id IS 'the connection';
+COMMENT ON COLUMN progress_leftovers.contact_id IS 'HubSpot''s id of the contact';
+COMMENT ON COLUMN progress_leftovers.properties IS 'the values it has, as far as is known';
+
 CREATE TABLE progress_properties (
 	connection_id	uuid NOT NULL,
 	name			text NOT NULL,
@@ -767,6 +778,7 @@ SELECT pg_catalog.pg_extension_config_dump('sync_absences', '');
 SELECT pg_catalog.pg_extension_config_dump('sync_owner_reads', '');
 SELECT pg_catalog.pg_extension_config_dump('progress_sources', 'WHERE NOT shipped');
 SELECT pg_catalog.pg_extension_config_dump('progress_state', '');
+SELECT pg_catalog.pg_extension_config_dump('progress_leftovers', '');
 
 -- ---------------------------------------------------------------------------
 -- Functions

@@ -67,6 +67,9 @@ typedef enum Statement
 	SQL_LEVEL_TABLES,
 	SQL_PROGRESS_STATES,
 	SQL_CONTACT_HOLDERS,
+	SQL_KEEP_LEFTOVERS,
+	SQL_LEFTOVERS,
+	SQL_DROP_LEFTOVERS,
 	SQL_ANNOUNCE_PROGRESS,
 	SQL_SAVE_PROGRESS,
 	SQL_DROP_PROGRESS,
@@ -281,6 +284,26 @@ static const char *const statements[SQL_STATEMENTS] = {
 	[SQL_CONTACT_HOLDERS] =
 	"SELECT user_id, email, contact_id, fingerprint, properties::text"
 	" FROM @.progress_state"
+	" WHERE connection_id = $1 AND contact_id = ANY ($2)",
+
+	/* $2, $3: students and the contacts they get. */
+	[SQL_KEEP_LEFTOVERS] =
+	"INSERT INTO @.progress_leftovers AS l"
+	" (connection_id, contact_id, properties)"
+	" SELECT DISTINCT ON (s.contact_id)"
+	" s.connection_id, s.contact_id, s.properties FROM @.progress_state s"
+	" WHERE s.connection_id = $1 AND s.user_id = ANY ($2)"
+	" AND s.contact_id <> $3[array_position($2, s.user_id)]"
+	" ON CONFLICT (connection_id, contact_id)"
+	" DO UPDATE SET properties = l.properties || excluded.properties",
+
+	[SQL_LEFTOVERS] =
+	"SELECT NULL::text, NULL::text, contact_id, 0::bigint, properties::text"
+	" FROM @.progress_leftovers"
+	" WHERE connection_id = $1 AND contact_id = ANY ($2)",
+
+	[SQL_DROP_LEFTOVERS] =
+	"DELETE FROM @.progress_leftovers"
 	" WHERE connection_id = $1 AND contact_id = ANY ($2)",
 
 	/* Whatever HubSpot may have afterwards: all that is sent, or was kept. */
@@ -2493,6 +2516,7 @@ hs_acceptances_init(HsAcceptances *accepted, int most)
 /*
  * Notes what is about to be sent, before HubSpot may accept it without our
  * learning of it.  `kept` is parallel: what else the contacts have, or NULL.
+ * What students' former contacts have is left over for whoever gets these.
  */
 void
 hs_catalog_announce_progress(const pg_uuid_t *connection_id,
@@ -2501,6 +2525,11 @@ hs_catalog_announce_progress(const pg_uuid_t *connection_id,
 {
 	Call		call;
 
+	begin_call(&call, SQL_KEEP_LEFTOVERS);
+	push_uuid(&call, connection_id);
+	push_texts(&call, sent->users, sent->n);
+	push_texts(&call, sent->contacts, sent->n);
+	run_and_end(&call);
 	begin_call(&call, SQL_ANNOUNCE_PROGRESS);
 	push_uuid(&call, connection_id);
 	push_texts(&call, sent->users, sent->n);
@@ -2508,6 +2537,37 @@ hs_catalog_announce_progress(const pg_uuid_t *connection_id,
 	push_texts(&call, sent->contacts, sent->n);
 	push_texts(&call, sent->properties, sent->n);
 	push_texts(&call, kept, sent->n);
+	run_and_end(&call);
+}
+
+/*
+ * What these contacts have of students who have others now, as
+ * HsProgressState * without a student.
+ */
+List *
+hs_catalog_leftovers(const pg_uuid_t *connection_id,
+					 const char *const *contacts, int n)
+{
+	Call		call;
+
+	begin_call(&call, SQL_LEFTOVERS);
+	push_uuid(&call, connection_id);
+	push_texts(&call, contacts, n);
+	return run_for_states(&call);
+}
+
+/*
+ * Forgets that, since it is going to be cleared.
+ */
+void
+hs_catalog_drop_leftovers(const pg_uuid_t *connection_id,
+						  const char *const *contacts, int n)
+{
+	Call		call;
+
+	begin_call(&call, SQL_DROP_LEFTOVERS);
+	push_uuid(&call, connection_id);
+	push_texts(&call, contacts, n);
 	run_and_end(&call);
 }
 

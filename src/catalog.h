@@ -432,6 +432,10 @@ extern List *hs_catalog_contact_holders(const pg_uuid_t *connection_id,
 extern void hs_catalog_announce_progress(const pg_uuid_t *connection_id,
 										 const HsAcceptances *sent,
 										 const char *const *kept);
+extern List *hs_catalog_leftovers(const pg_uuid_t *connection_id,
+								  const char *const *contacts, int n);
+extern void hs_catalog_drop_leftovers(const pg_uuid_t *connection_id,
+									  const char *const *contacts, int n);
 extern void hs_catalog_save_progress(const pg_uuid_t *connection_id,
 									 const HsAcceptances *accepted);
 extern void hs_catalog_drop_progress(const pg_uuid_t *connection_id,

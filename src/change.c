@@ -233,10 +233,12 @@ describe(const HsProgress *progress, HsChange *change, bool all,
 	hs_progress_append_values(&properties, progress, change->student);
 	initStringInfo(&accepted);
 	appendBinaryStringInfo(&accepted, properties.data, properties.len);
-	/* Of whom there is nothing to say, nothing is said. */
-	change->differs = properties.len > 1;
+	change->differs = true;
 	if (change->state != NULL)
 		compare_state(progress, change, all, &properties, &accepted);
+	/* HubSpot may refuse to be told nothing. */
+	if (properties.len == 1)
+		change->differs = false;
 	appendStringInfoChar(&properties, '}');
 	appendStringInfoChar(&accepted, '}');
 	MemoryContextSwitchTo(old);

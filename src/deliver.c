@@ -277,6 +277,8 @@ find_holders(Courier *courier, HsParcel **parcels, int n)
 
 	for (int i = 0; i < n; i++)
 		contacts[i] = parcels[i]->contact_id;
+	foreach(lc, hs_catalog_leftovers(connection, contacts, n))
+		clear_others(courier, parcels, n, lfirst(lc));
 	holders = hs_catalog_contact_holders(connection, contacts, n);
 	if (holders == NIL)
 		return NIL;
@@ -334,6 +336,19 @@ announce(const Courier *courier, HsParcel *const *parcels, int n)
 								 kept);
 }
 
+/* Notes what heirs are about to clear. */
+static void
+inherit(const Courier *courier, HsParcel *const *heirs, int n)
+{
+	const char **contacts = palloc(sizeof(char *) * n);
+
+	for (int i = 0; i < n; i++)
+		contacts[i] = heirs[i]->contact_id;
+	announce(courier, heirs, n);
+	hs_catalog_drop_leftovers(&courier->run->request.connection_id, contacts,
+							  n);
+}
+
 /*
  * Puts students whose contact was just found among those that are ready,
  * unless the contact is somebody else's.  Needs a transaction.
@@ -364,9 +379,9 @@ admit(Courier *courier, HsParcel **parcels, int n, Outcome *outcome)
 						psprintf("contact %s is that of student \"%s\", too",
 								 parcel->contact_id, holder));
 	}
-	/* What they inherit is noted nowhere else any more. */
+	/* From now on what they inherit is noted as theirs. */
 	if (nheirs > 0)
-		announce(courier, heirs, nheirs);
+		inherit(courier, heirs, nheirs);
 }
 
 /* Sets the contacts of students that the synchronised contacts know. */

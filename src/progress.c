@@ -784,7 +784,7 @@ student_sql(HsProgress *progress, Bounds bounds)
 	append_courses(&build);
 	foreach(lc, progress->sources->levels)
 		append_level(&build, lfirst(lc), foreach_current_index(lc));
-	appendStringInfoString(&build.sql, " ORDER BY u.id");
+	appendStringInfoString(&build.sql, " ORDER BY u.id, 1");
 	return build.sql.data;
 }
 

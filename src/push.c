@@ -342,11 +342,12 @@ static void
 check_emptied(Push *push)
 {
 	const HsRunRequest *request = &push->run->request;
-	MemoryContext old = MemoryContextSwitchTo(push->slice_context);
+	MemoryContext old;
 	bool		accepted;
 
 	if (push->emptied < EMPTIED_LEAST)
 		return;
+	old = MemoryContextSwitchTo(push->slice_context);
 	hs_run_begin(push->run);
 	accepted = hs_catalog_emptiness_accepted(&request->connection_id,
 											 request->sync_type);
@@ -397,6 +398,7 @@ end_round(Push *push)
 		hs_outbox_destroy(push->outbox);
 	push->outbox = NULL;
 	push->progress = NULL;
+	MemoryContextSwitchTo(push->run->context);
 	MemoryContextDelete(push->round_context);
 }
 

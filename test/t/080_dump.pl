@@ -137,6 +137,10 @@ sub synchronise
 		INSERT INTO app.user_xp SELECT id, 10 * id FROM app.students;
 		SQL
 	ends($origin, 'success', 'progress');
+	$origin->sql(<<~'SQL');
+		UPDATE app.students SET email = (SELECT max(email) FROM contacts WHERE NOT archived) WHERE id = 5
+		SQL
+	ends($origin, 'success', 'progress');
 	$origin->sql('INSERT INTO sync_owner_reads SELECT connection_id, hubspot_contact_id FROM contacts LIMIT 3');
 
 	# More deals missing than are believed to be gone, in a table of our own.

@@ -95,7 +95,7 @@ sub fresh
 	my ($students) = @_;
 	$sim->clear_faults;
 	$sim->reset;
-	$server->sql('TRUNCATE progress_state, progress_properties, sync_runs, sync_errors, sync_state, contacts,
+	$server->sql('TRUNCATE progress_state, progress_leftovers, progress_properties, sync_runs, sync_errors, sync_state, contacts,
 		contact_owner_history');
 	$server->sql("CALL school($students)");
 	return;
@@ -511,6 +511,31 @@ subtest 'an address that changes' => sub {
 };
 
 # Whose contact it is, the address says, not who had it before.
+subtest 'contacts that students leave' => sub {
+	# The contact s001 leaves is found again by somebody who has done nothing, in a later run ...
+	fresh(STUDENTS);
+	push_ends('success', 'first');
+	my ($first, $last) = (email_of('s001'), email_of('s230'));
+	my $other = $server->sql('SELECT email FROM pupils WHERE n = ' . (STUDENTS + 5));
+	$server->sql("UPDATE users SET email = '$other' WHERE id = 's001'");
+	push_ends('success', 'left');
+	$server->sql("INSERT INTO users VALUES ('s900', '$first', 1)");
+	push_ends('success', 'found');
+	is_true_for(STUDENTS + 1, 'found');
+	is($server->sql('SELECT count(*) FROM progress_leftovers'), 0, 'nothing is left over');
+
+	# ... or in the same one, many students later.
+	foreach my $case ('looked up here', 'looked up there')
+	{
+		fresh(STUDENTS);
+		$server->run_sync('contacts') if $case =~ /here/;
+		push_ends('success', "$case: first");
+		$server->sql("UPDATE users SET email = CASE id WHEN 's001' THEN '$last' ELSE '$first' END WHERE id IN ('s001', 's230')");
+		push_ends('success', "$case: swapped", 'full');
+		is_true_for(STUDENTS, "$case, swapped");
+	}
+};
+
 subtest 'addresses that go to another student' => sub {
 	fresh(FEW);
 	push_ends('success', 'first');
