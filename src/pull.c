@@ -426,12 +426,7 @@ static void
 prepare_store(HsStore *store, HsRun *run)
 {
 	store->run = run;
-	store->type = hs_catalog_sync_type(run->request.sync_type);
-	if (store->type == NULL || !store->type->enabled)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("sync type \"%s\" was dropped or disabled meanwhile",
-						run->request.sync_type)));
+	store->type = hs_run_type(run);
 	store->mapping = hs_mapping_build(store->type);
 	hs_mapping_check_target(store->mapping);
 	hs_mapping_check_roles(store->type, GetUserId());

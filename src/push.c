@@ -99,27 +99,30 @@ open_progress(Push *push, MemoryContext context, List *without)
 	hs_run_begin(push->run);
 	old = MemoryContextSwitchTo(context);
 	/* It may have been configured by others since the request. */
-	hs_mapping_check_roles(hs_catalog_sync_type(push->run->request.sync_type),
-						   GetUserId());
+	hs_mapping_check_roles(hs_run_type(push->run), GetUserId());
 	progress = hs_progress_open(&push->scope, without);
 	MemoryContextSwitchTo(old);
 	hs_run_commit(push->run);
 	return progress;
 }
 
-/* Whether two lists name the same properties. */
+/* Whether two lists name the same properties, each once, in any order. */
 static bool
 same_names(List *a, List *b)
 {
 	ListCell   *la;
-	ListCell   *lb;
 
 	if (list_length(a) != list_length(b))
 		return false;
-	forboth(la, a, lb, b)
+	foreach(la, a)
 	{
-		if (strcmp(((HsKnownProperty *) lfirst(la))->name,
-				   ((HsKnownProperty *) lfirst(lb))->name) != 0)
+		const char *name = ((HsKnownProperty *) lfirst(la))->name;
+		bool		found = false;
+		ListCell   *lb;
+
+		foreach(lb, b)
+			found |= strcmp(((HsKnownProperty *) lfirst(lb))->name, name) == 0;
+		if (!found)
 			return false;
 	}
 	return true;
@@ -435,7 +438,7 @@ go_round(Push *push)
 	return false;
 }
 
-/* Writes down which properties cannot be used, and that others can be again. */
+/* Writes down which properties cannot be used. */
 static void
 report_properties(Push *push, HsRunCounters *counters)
 {
@@ -504,11 +507,12 @@ hs_push_run(HsRun *run)
 		end_round(push);
 	}
 	if (!done)
-		push->run->reason = "properties";
-	if (!done)
+	{
+		run->reason = "properties";
 		ereport(ERROR,
 				(errcode(ERRCODE_FDW_ERROR),
 				 errmsg("HubSpot's properties keep changing while they are written to"),
 				 errhint("See whether something else deletes or creates them; then push again.")));
+	}
 	complete(push);
 }

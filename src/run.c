@@ -116,6 +116,23 @@ hs_run_commit(HsRun *run)
 	MemoryContextSwitchTo(old);
 }
 
+/*
+ * Reads the run's sync type, in the current memory context and transaction.
+ * Throws 42704 if it was dropped or disabled since the request.
+ */
+HsSyncType *
+hs_run_type(const HsRun *run)
+{
+	HsSyncType *type = hs_catalog_sync_type(run->request.sync_type);
+
+	if (type == NULL || !type->enabled)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("sync type \"%s\" was dropped or disabled meanwhile",
+						run->request.sync_type)));
+	return type;
+}
+
 /* Takes the API's counters over into the run's. */
 static void
 count_requests(HsRun *run)

@@ -44,6 +44,7 @@ typedef struct HsRun
 } HsRun;
 
 extern void hs_run_execute(const HsRunTicket *ticket);
+extern HsSyncType *hs_run_type(const HsRun *run);
 extern void hs_run_begin(HsRun *run);
 extern void hs_run_commit(HsRun *run);
 extern void hs_run_save(HsRun *run, const HsRunCounters *counters,

@@ -152,4 +152,18 @@ subtest 'rows of progress_sources' => sub {
 		'... and by one no longer');
 };
 
+subtest 'the type deleted after the request' => sub {
+	$server->sql(q{UPDATE progress_sources SET columns = '{}' WHERE source = 'user_xp'});
+	my $id = $server->sql(<<~'SQL');
+		BEGIN;
+		SELECT push_student_progress();
+		DELETE FROM sync_types WHERE sync_type = 'progress';
+		COMMIT;
+		SQL
+	my $log = $server->wait_for($id);
+	is($log->{status}, 'failed', 'the run fails');
+	is($log->{error_details}{reason}, 'configuration', '... for its configuration');
+	like($log->{error_details}{message}, qr/sync type "progress" was dropped or disabled meanwhile/, '... and says so');
+};
+
 done_testing();
