@@ -132,6 +132,8 @@ struct HsApiCall
 	int			attempts;
 	bool		token_refused;	/* once already */
 	HsHttpCall *http;			/* NULL: not sent yet */
+	bool		is_queued;
+	dlist_node	node;			/* of HsApi.unsent, if it is queued */
 };
 
 /* What came of one attempt. */
@@ -175,6 +177,7 @@ hs_api_open(uint64 rate_key, const char *label)
 	MemoryContextRegisterResetCallback(api->context, &api->cleanup);
 	api->rate_key = rate_key;
 	api->label = label ? pstrdup(label) : NULL;
+	dlist_init(&api->unsent);
 	api->max_retries = hs_max_retries;
 	api->total_timeout_ms = hs_request_timeout;
 	return api;
@@ -269,6 +272,16 @@ append_time_filter(StringInfo out, const HsApiSearch *search,
 					 operator, hs_json_epoch_ms(bound));
 }
 
+/* Appends a filter on the ids, in one direction. */
+static void
+append_id_filter(StringInfo out, const char *operator, int64 bound)
+{
+	appendStringInfo(out,
+					 "{\"propertyName\":\"hs_object_id\",\"operator\":\"%s\",\"value\":\""
+					 INT64_FORMAT "\"}",
+					 operator, bound);
+}
+
 /*
  * The body of a search: one keyset page, without `after` and, for changes,
  * without an upper bound, since records edited meanwhile would leave the
@@ -283,12 +296,16 @@ search_body(const HsApiSearch *search)
 	appendStringInfoString(&body, "{\"filterGroups\":[{\"filters\":[");
 	append_time_filter(&body, search, "GTE", search->from);
 	append_time_filter(&body, search, "LT", search->to);
+	append_id_filter(&body, "GT", search->after_id);
+	if (search->before_id != 0)
+	{
+		appendStringInfoChar(&body, ',');
+		append_id_filter(&body, "LT", search->before_id);
+	}
 	appendStringInfo(&body,
-					 "{\"propertyName\":\"hs_object_id\",\"operator\":\"GT\",\"value\":\""
-					 INT64_FORMAT "\"}]}],"
-					 "\"sorts\":[{\"propertyName\":\"hs_object_id\",\"direction\":\"ASCENDING\"}],"
+					 "]}],\"sorts\":[{\"propertyName\":\"hs_object_id\",\"direction\":\"%sCENDING\"}],"
 					 "\"properties\":",
-					 search->after_id);
+					 search->descending ? "DES" : "AS");
 	append_json_names(&body, search->properties);
 	appendStringInfo(&body, ",\"limit\":%d}", HS_API_SEARCH_LIMIT);
 	return body.data;
@@ -343,27 +360,6 @@ hs_api_report(const HsApi *api, const char *what)
 }
 
 /*
- * Waits until an instant on the latch, interruptibly.
- */
-static void
-wait_until(TimestampTz until)
-{
-	for (;;)
-	{
-		long		ms = TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
-														 until);
-
-		if (ms <= 0)
-			return;
-		(void) WaitLatch(MyLatch,
-						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 Min(ms, 1000), PG_WAIT_EXTENSION);
-		ResetLatch(MyLatch);
-		CHECK_FOR_INTERRUPTS();
-	}
-}
-
-/*
  * Reads the token.  That is done for each request, so that rotating it needs
  * nothing but a new file.
  */
@@ -413,6 +409,67 @@ send_request(HsApi *api, HsApiCall *call)
 }
 
 /*
+ * Whether the request may be sent now.  If HubSpot has asked for silence
+ * since its place was reserved, it gets another one.
+ */
+static bool
+is_due(const HsApi *api, HsApiCall *call)
+{
+	HsBucket	bucket = endpoints[call->endpoint].bucket;
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (call->due > now)
+		return false;
+	if (hs_ratelimit_held_until(api->rate_key, bucket) <= now)
+		return true;
+	call->due = hs_ratelimit_reserve(api->rate_key, bucket);
+	return false;
+}
+
+/* Has the request sent when its time comes, whoever is waited for then. */
+static void
+enqueue(HsApi *api, HsApiCall *call)
+{
+	dlist_push_tail(&api->unsent, &call->node);
+	call->is_queued = true;
+}
+
+static void
+dequeue(HsApiCall *call)
+{
+	if (call->is_queued)
+		dlist_delete(&call->node);
+	call->is_queued = false;
+}
+
+/*
+ * Sends the requests whose time has come.  Returns in how many milliseconds
+ * that of the next one comes, PG_INT32_MAX if none is left.
+ */
+static long
+send_due(HsApi *api)
+{
+	TimestampTz next = DT_NOEND;
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, &api->unsent)
+	{
+		HsApiCall  *call = dlist_container(HsApiCall, node, iter.cur);
+
+		if (is_due(api, call))
+		{
+			dequeue(call);
+			send_request(api, call);
+		}
+		else
+			next = Min(next, call->due);
+	}
+	if (next == DT_NOEND)
+		return PG_INT32_MAX;
+	return TimestampDifferenceMilliseconds(GetCurrentTimestamp(), next);
+}
+
+/*
  * Starts a call.  It belongs to the API's memory context; what leads to it
  * may be in a shorter-lived one.  The query is "" or begins with "?", or with
  * "/" for what no message may show.
@@ -442,8 +499,10 @@ start_method(HsApi *api, Endpoint endpoint, const char *method,
 	call->body = body ? pstrdup(body) : NULL;
 	call->due = hs_ratelimit_reserve(api->rate_key,
 									 endpoints[endpoint].bucket);
-	if (call->due <= GetCurrentTimestamp())
+	if (is_due(api, call))
 		send_request(api, call);
+	else
+		enqueue(api, call);
 	MemoryContextSwitchTo(old);
 	return call;
 }
@@ -1143,32 +1202,66 @@ is_tolerated(const HsApi *api, const Attempt *attempt)
 	return false;
 }
 
-/* Sends the request once its time has come and waits for the answer. */
+/* What a process that waits for a call waits for. */
+static const char *
+waits_for(const HsApiCall *call)
+{
+	if (call->http != NULL)
+		return "waiting for HubSpot";
+	return call->attempts > 0
+		? "waiting to repeat a request" : "waiting for the rate limit";
+}
+
+/* Whether the call's present attempt was made and has come to its end. */
+static bool
+is_answered(HsApiCall *call)
+{
+	return call->http != NULL && hs_http_is_done(call->http);
+}
+
+/*
+ * Waits until the call's present attempt is answered.  Meanwhile all others
+ * go on, too, and are sent when their time comes.
+ */
 static void
 perform(HsApi *api, HsApiCall *call)
 {
-	HsBucket	bucket = endpoints[call->endpoint].bucket;
+	const char *shown = NULL;
 
-	if (call->http == NULL)
+	for (;;)
 	{
-		TimestampTz held;
+		long		ms = send_due(api);
 
-		check_patience(api, call->due);
-		hs_api_report(api, call->attempts > 0
-					  ? "waiting to repeat a request"
-					  : "waiting for the rate limit");
-		wait_until(call->due);
-		while ((held = hs_ratelimit_held_until(api->rate_key, bucket)) >
-			   GetCurrentTimestamp())
-		{
-			check_patience(api, held);
-			wait_until(held);
-			wait_until(hs_ratelimit_reserve(api->rate_key, bucket));
-		}
-		send_request(api, call);
+		if (is_answered(call))
+			return;
+		if (call->http == NULL)
+			check_patience(api, call->due);
+		if (shown != waits_for(call))
+			hs_api_report(api, shown = waits_for(call));
+		hs_http_turn(ms);
 	}
+}
+
+/*
+ * Waits until one of the calls, some of which may be NULL, is answered for
+ * the moment, and returns its place; the first one where there are several.
+ * It is to be finished then, which may mean repeating it.
+ */
+int
+hs_api_wait_any(HsApi *api, HsApiCall *const *calls, int n)
+{
 	hs_api_report(api, "waiting for HubSpot");
-	hs_http_wait(call->http);
+	for (;;)
+	{
+		long		ms = send_due(api);
+
+		for (int i = 0; i < n; i++)
+		{
+			if (calls[i] != NULL && is_answered(calls[i]))
+				return i;
+		}
+		hs_http_turn(ms);
+	}
 }
 
 /*
@@ -1205,10 +1298,21 @@ hs_api_finish(HsApi *api, HsApiCall *call)
 		schedule_retry(api, call, &attempt);
 		hs_http_finish(call->http);
 		call->http = NULL;
+		enqueue(api, call);
 	}
 	api->tolerates = HS_TOLERATE_NOTHING;
-	hs_http_finish(call->http);
-	MemoryContextDelete(call->context);
+	hs_api_drop(call);
 	hs_api_report(api, "storing");
 	return root;
+}
+
+/*
+ * Frees a call, whether it was answered or not.  One that is on the wire
+ * loses its connection.
+ */
+void
+hs_api_drop(HsApiCall *call)
+{
+	dequeue(call);
+	MemoryContextDelete(call->context);
 }

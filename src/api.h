@@ -19,6 +19,7 @@
 #include "postgres.h"
 
 #include "datatype/timestamp.h"
+#include "lib/ilist.h"
 #include "nodes/pg_list.h"
 
 #include "json.h"
@@ -79,6 +80,7 @@ typedef struct HsApi
 	long		daily_limit;	/* as stated last; 0: not stated */
 	TimestampTz first_date;		/* HubSpot's clock in the first successful
 								 * answer; 0: it told none */
+	dlist_head	unsent;			/* calls whose turn has not come yet */
 	char	   *token;			/* last sent, to keep it out of messages */
 	MemoryContextCallback cleanup;	/* wipes it */
 	HsApiFailure failure;
@@ -93,6 +95,8 @@ typedef struct HsApiSearch
 	TimestampTz from;			/* 0: open */
 	TimestampTz to;				/* 0: open */
 	int64		after_id;		/* ids above this one only */
+	int64		before_id;		/* ids below this one only; 0: open */
+	bool		descending;		/* from the highest id downwards */
 	List	   *properties;		/* of char * */
 } HsApiSearch;
 
@@ -133,7 +137,9 @@ extern HsApiCall *hs_api_owners(HsApi *api, bool archived, const char *after);
 extern HsApiCall *hs_api_pipelines(HsApi *api, const char *object_type);
 extern HsApiCall *hs_api_account(HsApi *api);
 
+extern int	hs_api_wait_any(HsApi *api, HsApiCall *const *calls, int n);
 extern const HsJson *hs_api_finish(HsApi *api, HsApiCall *call);
+extern void hs_api_drop(HsApiCall *call);
 extern char *hs_api_refusal_text(const HsApi *api);
 extern char *hs_api_safe_text(const HsApi *api, const char *text);
 extern void hs_api_report(const HsApi *api, const char *what);

@@ -556,15 +556,17 @@ drive_all(void)
 	drive(events, nevents);
 }
 
+/* How long a turn of at most max_ms may wait for sockets. */
 static long
-turn_timeout_ms(void)
+turn_timeout_ms(long max_ms)
 {
 	int64		left_ms;
 
+	max_ms = Max(0, Min(max_ms, MAX_TURN_MS));
 	if (engine.timer_due_us == TIMER_OFF)
-		return MAX_TURN_MS;
+		return max_ms;
 	left_ms = (engine.timer_due_us - now_us() + 999) / 1000;
-	return (long) Max(0, Min(left_ms, MAX_TURN_MS));
+	return (long) Max(0, Min(left_ms, max_ms));
 }
 
 /*
@@ -574,7 +576,7 @@ turn_timeout_ms(void)
  * has died.
  */
 static int
-wait_for_sockets(WaitEvent *ready)
+wait_for_sockets(WaitEvent *ready, long max_ms)
 {
 	WaitEvent	occurred[MAX_SOCKETS + 2];
 	WaitEventSet *volatile set = hs_create_wait_event_set(MAX_SOCKETS + 2);
@@ -593,7 +595,7 @@ wait_for_sockets(WaitEvent *ready)
 				AddWaitEventToSet(set, engine.sockets[i].events,
 								  engine.sockets[i].fd, NULL, NULL);
 		}
-		noccurred = WaitEventSetWait(set, turn_timeout_ms(), occurred,
+		noccurred = WaitEventSetWait(set, turn_timeout_ms(max_ms), occurred,
 									 lengthof(occurred), WAIT_EVENT);
 	}
 	PG_FINALLY();
@@ -612,12 +614,12 @@ wait_for_sockets(WaitEvent *ready)
 	return nready;
 }
 
-/* One turn of the wait loop, at most MAX_TURN_MS long.  Throws. */
+/* One turn of a wait loop.  Throws. */
 static void
-wait_turn(void)
+wait_turn(long max_ms)
 {
 	WaitEvent	ready[MAX_SOCKETS + 2];
-	int			nready = wait_for_sockets(ready);
+	int			nready = wait_for_sockets(ready, max_ms);
 
 	/*
 	 * A quiet turn drives all sockets: libcurl's timers may have rung before
@@ -1260,38 +1262,30 @@ hs_http_start(const HsHttpRequest *request)
 }
 
 /*
- * Does what can be done without waiting, for all calls of the process, and
- * tells whether this one is done.  Throws if libcurl itself fails.
+ * Whether the call is done, as far as hs_http_turn() has brought it.  Does not
+ * wait.  Its timeouts see to it that it gets done.
  */
 bool
 hs_http_is_done(HsHttpCall *call)
 {
-	if (complete_if_finished(call))
-		return true;
-
-	forgive_pause();
-	drive_all();
 	return complete_if_finished(call);
 }
 
 /*
- * Waits until the call is done, which its timeouts bound; the time in which
- * nobody drove it does not count.  Serves interrupts at least once a second,
- * and so throws when cancelled; the call can then only be finished.  Resets
- * the process's latch.
+ * Brings all calls of the process forward: waits until something happens to
+ * one of them or the latch is set, at most max_ms and never longer than a
+ * second.  The time in which nobody drove them does not count for their
+ * timeouts.  Serves interrupts, and so throws when cancelled; calls can then
+ * only be finished.  Resets the process's latch.
  */
 void
-hs_http_wait(HsHttpCall *call)
+hs_http_turn(long max_ms)
 {
 	CHECK_FOR_INTERRUPTS();
-	if (hs_http_is_done(call))
-		return;
-
-	do
-	{
-		wait_turn();
-		CHECK_FOR_INTERRUPTS();
-	} while (!complete_if_finished(call));
+	prepare_engine();
+	forgive_pause();
+	wait_turn(max_ms);
+	CHECK_FOR_INTERRUPTS();
 }
 
 /* The result of a call that is done; it lives as long as the call. */

@@ -97,7 +97,7 @@ typedef struct HsHttpCall HsHttpCall;
 
 extern HsHttpCall *hs_http_start(const HsHttpRequest *request);
 extern bool hs_http_is_done(HsHttpCall *call);
-extern void hs_http_wait(HsHttpCall *call);
+extern void hs_http_turn(long max_ms);
 extern const HsHttpResult *hs_http_result(HsHttpCall *call);
 extern void hs_http_finish(HsHttpCall *call);
 extern char *hs_http_escape(const char *text);
