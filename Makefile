@@ -35,6 +35,7 @@ OBJS = \
 	src/history.o \
 	src/store.o \
 	src/reconcile.o \
+	src/descent.o \
 	src/pull.o \
 	src/properties.o \
 	src/deliver.o \

@@ -43,6 +43,8 @@ CREATE TABLE sync_types (
 	delete_policy		text NOT NULL DEFAULT 'mark'
 						CHECK (delete_policy IN ('mark', 'delete', 'ignore')),
 	full_every			interval NOT NULL DEFAULT '7 days',
+	full_strategy		text NOT NULL DEFAULT 'auto'
+						CHECK (full_strategy IN ('auto', 'list', 'list_and_search')),
 	"interval"			interval
 						CHECK ("interval" OPERATOR(pg_catalog.>=) interval '10 seconds'
 							AND "interval" OPERATOR(pg_catalog.<=) interval '1 year'),
@@ -70,6 +72,7 @@ COMMENT ON COLUMN sync_types.properties IS 'properties to fetch beside those in 
 COMMENT ON COLUMN sync_types.filters IS 'records to keep, by property: {"pipeline": ["default", "renewals"], "hubspot_owner_id": {"not": [null]}}; rows of others follow the delete policy';
 COMMENT ON COLUMN sync_types.delete_policy IS 'what happens to rows whose record was archived, merged away or deleted in HubSpot, or does not fit the filters: mark, delete or ignore';
 COMMENT ON COLUMN sync_types.full_every IS 'age of the last full run after which mode auto makes another';
+COMMENT ON COLUMN sync_types.full_strategy IS 'how a full run reads: list: by list alone, which notices what is missing; list_and_search: by both at once, about twice as fast; auto: both for the first load, then list';
 COMMENT ON COLUMN sync_types."interval" IS 'how often the launcher starts a run where pg_cron has no job for it; null: not by interval';
 COMMENT ON COLUMN sync_types.run_at IS 'time of day, in the time zone hubspot_sync.schedule_time_zone, at which the launcher starts a run; null: not daily';
 COMMENT ON COLUMN sync_types.enabled IS 'false: requests for this type are refused';

@@ -329,7 +329,8 @@ hs_api_list_fits(const char *object_type, List *properties)
 }
 
 /*
- * The same for the body of a search.
+ * The same for the body of a search; of one that goes downwards, too, since its
+ * second bound is shorter than those on time.
  */
 bool
 hs_api_search_fits(const HsApiSearch *search)
@@ -528,7 +529,7 @@ hs_api_list(HsApi *api, const char *object_type, List *properties,
 }
 
 /*
- * A keyset page of a search, in the order of ids.
+ * A keyset page of a search, in the order of ids, upwards or downwards.
  */
 HsApiCall *
 hs_api_search(HsApi *api, const char *object_type, const HsApiSearch *search)
@@ -1192,10 +1193,14 @@ is_tolerated(const HsApi *api, const Attempt *attempt)
 		case HS_TOLERATE_MISSING_RESULTS:
 			return attempt->problem == missing_results;
 		case HS_TOLERATE_BAD_ANSWER:
-			return attempt->result->status != 0 &&
-				(strcmp(reason, "refused") == 0 ||
-				 strcmp(reason, "gave_up") == 0 ||
-				 strcmp(reason, "too_large") == 0);
+			if (attempt->result->status == 0)
+				return false;
+			/* FALLTHROUGH */
+		case HS_TOLERATE_NO_ANSWER:
+			return strcmp(reason, "refused") == 0 ||
+				strcmp(reason, "gave_up") == 0 ||
+				strcmp(reason, "redirect") == 0 ||
+				strcmp(reason, "too_large") == 0;
 		case HS_TOLERATE_NOTHING:
 			break;
 	}
@@ -1277,6 +1282,8 @@ hs_api_finish(HsApi *api, HsApiCall *call)
 {
 	const HsJson *root;
 
+	api->refusal = NULL;
+	api->refusal_status = 0;
 	for (;;)
 	{
 		Attempt		attempt;

@@ -59,7 +59,8 @@ typedef enum HsTolerance
 	HS_TOLERATE_REFUSAL,		/* of what was asked, not of who asks; see
 								 * refusal */
 	HS_TOLERATE_MISSING_RESULTS,	/* a search with a total but no results */
-	HS_TOLERATE_BAD_ANSWER		/* any answer but about token and limits */
+	HS_TOLERATE_BAD_ANSWER,		/* any answer but about token and limits */
+	HS_TOLERATE_NO_ANSWER		/* the same, and none */
 } HsTolerance;
 
 /* One party's access to the API: a run, or a single function call. */

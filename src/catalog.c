@@ -163,7 +163,8 @@ static const char *const statements[SQL_STATEMENTS] = {
 	" t.key_columns::text[], t.modified_property, t.created_property,"
 	" t.properties, t.delete_policy,"
 	" extract(epoch FROM t.full_every)::float8, t.enabled,"
-	" t.configured_by, t.property_set = 'all', t.filters::text"
+	" t.configured_by, t.property_set = 'all', t.filters::text,"
+	" t.full_strategy"
 	" FROM @.sync_types t LEFT JOIN @.progress_sources p"
 	" ON t.source = 'progress' AND p.source = 'users'"
 	" WHERE t.sync_type = $1",
@@ -1395,6 +1396,7 @@ hs_catalog_sync_type(const char *name)
 			type->configured_by = list_make1(who);
 		type->all_properties = bool_column(0, 14);
 		type->filters = text_column(&call, 0, 15);
+		type->full_strategy = text_column(&call, 0, 16);
 		MemoryContextSwitchTo(old);
 	}
 	end_call(&call);
@@ -1903,6 +1905,7 @@ hs_catalog_state(const pg_uuid_t *connection_id, const char *sync_type,
 	push_text(&call, sync_type);
 	if (run_call(&call) > 0)
 	{
+		state->is_known = true;
 		state->synced_until = time_column(0, 1);
 		state->last_full_at = time_column(0, 2);
 		state->last_full_mapping = text_column(&call, 0, 3);

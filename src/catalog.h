@@ -67,6 +67,7 @@ typedef struct HsSyncType
 	char	   *filters;		/* JSON text, NULL: none */
 	char	   *delete_policy;
 	double		full_every_s;
+	char	   *full_strategy;	/* auto, list or list_and_search */
 	bool		enabled;
 	List	   *fields;			/* of HsField * */
 	List	   *configured_by;	/* of char *: roles that wrote these rows */
@@ -174,6 +175,7 @@ typedef struct HsResume
 
 typedef struct HsSyncState
 {
+	bool		is_known;		/* false: no run was completed yet */
 	TimestampTz synced_until;	/* 0: never */
 	TimestampTz last_full_at;	/* 0: never; our clock */
 	char	   *last_full_mapping;

@@ -8,6 +8,7 @@
  *
  *	  retry		records that failed before, by batch read
  *	  live		all records by list, or the changed ones by search
+ *	  changes	what changed meanwhile, if searches have helped the list
  *	  archived	the recycle bin, after a full walk and else once a day
  *	  absent	records that were missed, or that others claim, one by one
  *
@@ -33,11 +34,13 @@
 #include "utils/timestamp.h"
 
 #include "compat.h"
+#include "descent.h"
 #include "guc.h"
 #include "history.h"
 #include "pull.h"
 #include "reconcile.h"
 #include "store.h"
+#include "target.h"
 
 /* Errors re-read at the start of a run, and how often each. */
 #define RETRY_RECORDS HS_API_BATCH_LIMIT
@@ -62,9 +65,13 @@
 /* HubSpot's servers may differ by so much without being wrong. */
 #define CLOCK_TOLERANCE_US (5 * USECS_PER_MINUTE)
 
+/* A first load that has listed so many pages asks searches for help. */
+#define PAGES_BEFORE_DESCENT 5
+
 typedef enum Phase
 {
 	PHASE_LIVE,
+	PHASE_CHANGES,
 	PHASE_ARCHIVED,
 	PHASE_ABSENT,
 	PHASE_DONE
@@ -74,7 +81,7 @@ static const char *const no_date_remark =
 	"HubSpot's answer had no usable Date header, so the time from which changes are looked for did not move";
 
 static const char *const phase_names[] = {
-	"live", "archived", "absent", "done"
+	"live", "changes", "archived", "absent", "done"
 };
 
 typedef struct Pull
@@ -90,20 +97,25 @@ typedef struct Pull
 	bool		wide_list;		/* ids are listed, records read by batch */
 	bool		wide_search;	/* the same of searches */
 	bool		continues;
+	bool		is_first_load;	/* no row is there that could be missing */
 	bool		incomplete;		/* something is left for the next run */
 	List	   *retry_ids;		/* of char * */
 	TimestampTz attempt_start;	/* our clock, first attempt of this walk */
 
 	/* where the walk is; what the checkpoint holds */
 	Phase		phase;
-	TimestampTz since;			/* 0: from the beginning */
 	bool		has_t0;			/* the first attempt's first answer was read */
+	bool		cursor_is_old;	/* HubSpot may not know `after` any more */
+	TimestampTz since;			/* 0: from the beginning */
 	TimestampTz t0;				/* HubSpot's clock then; 0: it told none */
 	char	   *after;			/* list cursor of the next page, NULL: first */
-	bool		cursor_is_old;	/* HubSpot may not know it any more */
 	int64		last_id;		/* ids up to here were met in this phase */
 	bool		unordered;		/* the live list was: it proves nothing */
 	bool		bin_unordered;	/* the recycle bin's list was */
+	bool		descended;		/* searches were served last */
+	bool		met;			/* they have brought what the list has not */
+	int			pages_before_descent;	/* -1: the list gets no help by them */
+	HsDescent	descent;
 
 	bool		swept;			/* the recycle bin was read */
 	int			requests_before_bin;
@@ -169,6 +181,9 @@ checkpoint_text(const Pull *pull)
 					 to_epoch_ms(pull->attempt_start),
 					 pull->unordered ? ", \"unordered\": true" : "");
 	append_sweep(&json, pull);
+	if (pull->descent.high != 0)
+		appendStringInfo(&json, ", \"searched_from\": \"" INT64_FORMAT "\"",
+						 pull->descent.high);
 	appendStringInfoString(&json, ", \"after\": ");
 	if (pull->after != NULL)
 		hs_json_append_string(&json, pull->after);
@@ -261,6 +276,9 @@ restore_checkpoint(Pull *pull, const char *text)
 	restore_sweep(pull, parse.root);
 	if (!hs_json_int64(hs_json_member(parse.root, "last_id"), &pull->last_id))
 		pull->last_id = 0;
+	if (!hs_json_int64(hs_json_member(parse.root, "searched_from"),
+					   &pull->descent.high))
+		pull->descent.high = 0;
 	(void) hs_json_bool(hs_json_member(parse.root, "unordered"),
 						&pull->unordered);
 }
@@ -378,6 +396,24 @@ search_fits(const Pull *pull)
 }
 
 /*
+ * After how many pages searches begin to help the list, -1 for never.  That
+ * proves less about what is missing, so by itself only a first load does so:
+ * there is nothing yet that could be missing.
+ */
+static int
+pages_before_descent(const Pull *pull)
+{
+	const HsSyncType *type = pull->store.type;
+
+	if (!pull->completes_full || type->modified_property == NULL ||
+		pull->wide_search || strcmp(type->full_strategy, "list") == 0)
+		return -1;
+	if (strcmp(type->full_strategy, "list_and_search") == 0)
+		return 1;
+	return pull->is_first_load ? PAGES_BEFORE_DESCENT : -1;
+}
+
+/*
  * Finds out whether pages can carry the properties themselves; if not, they
  * list ids and the records are read by batch.
  */
@@ -386,18 +422,23 @@ measure_requests(Pull *pull)
 {
 	const HsMapping *mapping = pull->store.mapping;
 
+	pull->pages_before_descent = -1;
 	if (mapping->is_owners)
 		return;
 	pull->wide_list = !hs_api_list_fits(pull->store.type->object_type,
 										mapping->properties);
-	pull->wide_search = pull->by_search && !search_fits(pull);
+	pull->wide_search = pull->store.type->modified_property != NULL &&
+		!search_fits(pull);
+	pull->pages_before_descent = pages_before_descent(pull);
 }
 
 /* Whether the present phase reads a list; if not, a search. */
 static bool
 is_listing(const Pull *pull)
 {
-	return !pull->by_search || pull->phase == PHASE_ARCHIVED;
+	if (pull->phase == PHASE_LIVE)
+		return !pull->by_search;
+	return pull->phase == PHASE_ARCHIVED;
 }
 
 /* Whether the present phase's pages bring ids only. */
@@ -471,10 +512,22 @@ read_configuration(Pull *pull)
 	const HsRunRequest *request = &pull->run->request;
 
 	prepare_store(&pull->store, pull->run);
+	pull->descent.store = &pull->store;
 	hs_catalog_state(&request->connection_id, request->sync_type, &pull->state);
 	pull->mode = resolve_mode(pull);
 	pull->attempt_start = GetCurrentTimestamp();
 	apply_mode(pull);
+}
+
+/* Whether there are live rows of ours. */
+static bool
+has_rows(const HsStore *store)
+{
+	const pg_uuid_t *connection = &store->run->request.connection_id;
+
+	if (store->mapping->keeps_rows)
+		return hs_catalog_count_rows(connection, store->type->name) > 0;
+	return hs_target_count(store->mapping, connection) > 0;
 }
 
 /*
@@ -504,6 +557,8 @@ prepare(HsRun *run)
 						 pull->continues ? &resume.run_id : NULL);
 	prepare_retries(pull);
 	prepare_absences(pull);
+	pull->is_first_load = !pull->state.is_known &&
+		(pull->continues || !has_rows(&pull->store));
 	hs_run_commit(run);
 	return pull;
 }
@@ -734,9 +789,22 @@ phase_after(const Pull *pull)
 	bool		bin_too = pull->sweeps || (!pull->by_search &&
 										   strcmp(pull->store.type->delete_policy, "ignore") != 0);
 
-	if (pull->phase == PHASE_LIVE && bin_too)
+	if (pull->phase == PHASE_LIVE && pull->met)
+		return PHASE_CHANGES;
+	if (pull->phase < PHASE_ARCHIVED && bin_too)
 		return PHASE_ARCHIVED;
 	return pull->phase == PHASE_ABSENT ? PHASE_DONE : PHASE_ABSENT;
+}
+
+/*
+ * Sets from when on changes are searched for that the load's own searches may
+ * not have shown; see descent.c.
+ */
+static void
+begin_changes(Pull *pull)
+{
+	pull->last_id = 0;
+	pull->since = pull->t0 - Max(hs_overlap, hs_deep_overlap) * USECS_PER_SEC;
 }
 
 /* Forgets the cursors followed. */
@@ -765,6 +833,9 @@ next_phase(Pull *pull)
 	pull->after = NULL;
 	pull->last_id = -1;
 	forget_cursors(pull);
+	hs_descent_end(&pull->descent);
+	if (pull->phase == PHASE_CHANGES)
+		begin_changes(pull);
 	if (pull->phase != PHASE_ARCHIVED || !pull->sweeps ||
 		pull->state.sweep_after == NULL)
 		return;
@@ -815,30 +886,56 @@ is_ascending(const Pull *pull, const HsRecordPage *page)
 }
 
 /*
- * Notes which part of the list a page covers: the list is in the order of
- * ids, so what is missing there does not exist.  A list that is not in order
- * proves nothing any more.
+ * Whether a list is in order so far.  One that is not proves nothing any more,
+ * and cannot meet searches.
  */
-static void
-note_range(Pull *pull, HsRecordPage *page, HsRange *range, bool more)
+static bool
+check_order(Pull *pull, const HsRecordPage *page)
 {
 	bool		bin = pull->phase == PHASE_ARCHIVED;
 	bool	   *unordered = bin ? &pull->bin_unordered : &pull->unordered;
 
-	if (!is_listing(pull) || !pull->store.notes_absences)
-		return;
 	if (!is_ascending(pull, page))
 	{
 		*unordered = true;
-		pull->run->remark = "HubSpot's list was not in the order of ids, so records that are missing on it were not looked for";
+		hs_descent_abandon(&pull->descent);
+		if (pull->store.notes_absences)
+			pull->run->remark = "HubSpot's list was not in the order of ids, so records that are missing on it were not looked for";
 	}
+	return !*unordered;
+}
+
+/*
+ * Whether the list has not reached the records that searches have found above
+ * it.  If it ends here, it ends too early.
+ */
+static bool
+is_cut_short(const Pull *pull)
+{
+	return pull->phase == PHASE_LIVE && pull->descent.high != 0 &&
+		pull->last_id < pull->descent.high;
+}
+
+/*
+ * Moves last_id past a list's page, and notes which part of the list the page
+ * covers: the list is in the order of ids, so what is missing there does not
+ * exist.
+ */
+static void
+note_range(Pull *pull, HsRecordPage *page, HsRange *range, bool more)
+{
+	bool		ordered;
+
+	if (!is_listing(pull) || pull->store.mapping->is_owners)
+		return;
+	ordered = check_order(pull, page);
 	range->low = pull->last_id;
 	for (int i = 0; i < page->nids; i++)
 		pull->last_id = Max(pull->last_id, page->id_numbers[i]);
-	range->high = more ? pull->last_id : PG_INT64_MAX;
+	range->high = more || is_cut_short(pull) ? pull->last_id : PG_INT64_MAX;
 	range->present = page->id_numbers;
 	range->n = page->nids;
-	if (!*unordered && range->high > range->low)
+	if (ordered && pull->store.notes_absences && range->high > range->low)
 		page->range = range;
 }
 
@@ -936,14 +1033,18 @@ start_next(Pull *pull)
 /*
  * Ends a search whose index announces records that it does not bring: they
  * may just have been deleted or merged.  What they are shows when the next
- * run looks again, so the watermark stays.
+ * run looks again, so the watermark stays; after a load, where there is none
+ * yet, it moves to where the search began.
  */
 static HsApiCall *
 end_early(Pull *pull)
 {
 	HsRecordPage nothing = {0};
 
-	pull->incomplete = true;
+	if (pull->phase == PHASE_CHANGES)
+		pull->t0 = pull->since + hs_overlap * USECS_PER_SEC;
+	else
+		pull->incomplete = true;
 	pull->run->remark = "HubSpot's search announced more records than it brought; the next run looks for them again";
 	next_phase(pull);
 	hs_store_read(&pull->store, &nothing);
@@ -964,6 +1065,49 @@ finish_page(Pull *pull, HsApiCall *call)
 	if (is_listing(pull))
 		pull->cursor_is_old = false;
 	return hs_api_finish(api, call);
+}
+
+/*
+ * Whether the list has met the searches, or has ended before.  A record that
+ * is out of order does not deceive it: the cursor is the next record's id
+ * (facts section 4).
+ */
+static bool
+has_met(const Pull *pull, bool more)
+{
+	int64		next = 0;
+
+	if (pull->descent.high == 0)
+		return false;
+	if (!more)
+		return is_cut_short(pull);
+	if (strspn(pull->after, "0123456789") == strlen(pull->after))
+		next = strtoi64(pull->after, NULL, 10);
+	return hs_descent_met(&pull->descent, pull->last_id) &&
+		(next == 0 || next >= pull->descent.high);
+}
+
+/*
+ * Lets searches help a list that has more pages, if it may have help, and
+ * returns false once they have brought these.  Without HubSpot's clock it
+ * could not be said what changed meanwhile.
+ */
+static bool
+help_list(Pull *pull, bool more)
+{
+	HsDescent  *descent = &pull->descent;
+
+	if (pull->phase != PHASE_LIVE || pull->pages_before_descent < 0)
+		return more;
+	pull->met = has_met(pull, more);
+	if (!more || pull->met)
+		return false;
+	if (pull->pages_before_descent > 0)
+		pull->pages_before_descent--;
+	if (pull->t0 != 0 && !pull->unordered && !descent->ended &&
+		descent->call == NULL && pull->pages_before_descent == 0)
+		hs_descent_search(descent, pull->last_id);
+	return true;
 }
 
 /*
@@ -995,6 +1139,7 @@ turn_page(Pull *pull, HsApiCall *call)
 		hs_store_read(&pull->store, &page);
 	more = listing ? advance_list(pull, root) : advance_search(pull, root);
 	note_range(pull, &page, &range, more);
+	more = help_list(pull, more);
 	leave_page(pull, more);
 	next = start_next(pull);
 	if (wide)
@@ -1002,6 +1147,37 @@ turn_page(Pull *pull, HsApiCall *call)
 	else
 		hs_store_save(&pull->store, &page, checkpoint_text(pull));
 	return next;
+}
+
+/* Fetches and stores one page of the searches that help the list. */
+static void
+turn_descent(Pull *pull)
+{
+	HsRecordPage page = {0};
+
+	if (hs_descent_turn(&pull->descent, pull->last_id, &page))
+		hs_store_save(&pull->store, &page, checkpoint_text(pull));
+	else
+		pull->run->remark = "HubSpot's search did not help to read the list, so the list was read to its end";
+}
+
+/*
+ * Waits for a page of the list, or of the searches that help it, and returns
+ * true if it is one of the latter.  Where both are there, the side that was
+ * not served last comes first.
+ */
+static bool
+descent_comes_first(Pull *pull, HsApiCall *list)
+{
+	bool		prefers = !pull->descended;
+	HsApiCall  *calls[2] = {
+		prefers ? pull->descent.call : list,
+		prefers ? list : pull->descent.call
+	};
+
+	pull->descended = pull->descent.call != NULL &&
+		calls[hs_api_wait_any(pull->run->api, calls, 2)] != list;
+	return pull->descended;
 }
 
 /* Walks from where the run stands to the end of the pages. */
@@ -1013,7 +1189,10 @@ walk(Pull *pull)
 
 	while (call != NULL)
 	{
-		call = turn_page(pull, call);
+		if (descent_comes_first(pull, call))
+			turn_descent(pull);
+		else
+			call = turn_page(pull, call);
 		MemoryContextReset(pull->page_context);
 	}
 	MemoryContextSwitchTo(old);

@@ -102,6 +102,8 @@ UPDATE sync_types SET "interval" = '1 second' WHERE sync_type = 'deals';
 \echo :SQLSTATE
 UPDATE sync_types SET property_set = 'some' WHERE sync_type = 'deals';
 \echo :SQLSTATE
+UPDATE sync_types SET full_strategy = 'guess' WHERE sync_type = 'deals';
+\echo :SQLSTATE
 
 DROP EXTENSION hubspot_sync;
 DROP TABLE crm.loot;

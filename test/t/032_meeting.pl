@@ -453,6 +453,7 @@ subtest 'DROP EXTENSION during a run' => sub {
 	cmp_ok(scalar @errors, '<=', 3, 'no worker complained more than once') or diag explain \@errors;
 
 	$server->sql('CREATE SCHEMA crm; CREATE EXTENSION hubspot_sync SCHEMA crm');
+	$server->sql(q{UPDATE crm.sync_types SET full_strategy = 'list'});
 	my ($status, $out, $err) = $server->psql(q{CALL crm.run_hubspot_sync('contacts')});
 	like($out, qr/\|success\|1500\|0$/, 'after CREATE EXTENSION, in another schema, it works') or diag($err);
 	is($server->sql('SELECT count(*) FROM crm.contacts'), 1500, '... completely');

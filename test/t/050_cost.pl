@@ -176,7 +176,7 @@ subtest 'three processes share the limit of requests' => sub {
 	my $seconds = at_once('full', 0);
 	my @requests = $sim->requests;
 	is(scalar(grep { $_->{status} == 429 } @requests), 0, 'HubSpot refuses none');
-	my $densest = densest(@requests);
+	my $densest = densest(grep { $_->{path} !~ /search/ } @requests);
 	diag(sprintf '%d requests in %.1f s, at most %d in a second of %d', scalar @requests, $seconds, $densest, $limit);
 	cmp_ok($densest, '<=', $limit, 'no second has more than its share');
 	cmp_ok($densest, '>', $limit * 0.8, '... and the share is used');

@@ -27,8 +27,9 @@ use constant {
 my $sim = HubspotSync::Simulator->start(contacts => CONTACTS, deals => 50, owners => 6);
 my $primary = HubspotSync::Server->new('primary', simulator => $sim, preload => 1,
 	init => { allows_streaming => 1 }, conf => { 'hubspot_sync.launcher_interval' => '1s' });
-# Runs come from requests only, until the test says otherwise.
-$primary->sql('UPDATE sync_types SET "interval" = NULL, run_at = NULL');
+# Runs come from requests only, until the test says otherwise, and are walks
+# along one list.
+$primary->sql(q{UPDATE sync_types SET "interval" = NULL, run_at = NULL, full_strategy = 'list'});
 is($primary->run_sync($_)->{status}, 'success', "$_ before there is a standby") foreach qw(deals owners);
 
 my $standby = $primary->standby('standby', 'hubspot_sync.databases' => 'postgres');
