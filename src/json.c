@@ -827,6 +827,64 @@ hs_json_timestamp(const HsJson *value, TimestampTz *result)
  * Writing.
  */
 
+static void
+append_escaped_char(StringInfo out, unsigned char c)
+{
+	switch (c)
+	{
+		case '"':
+			appendStringInfoString(out, "\\\"");
+			break;
+		case '\\':
+			appendStringInfoString(out, "\\\\");
+			break;
+		case '\b':
+			appendStringInfoString(out, "\\b");
+			break;
+		case '\f':
+			appendStringInfoString(out, "\\f");
+			break;
+		case '\n':
+			appendStringInfoString(out, "\\n");
+			break;
+		case '\r':
+			appendStringInfoString(out, "\\r");
+			break;
+		case '\t':
+			appendStringInfoString(out, "\\t");
+			break;
+		default:
+			appendStringInfo(out, "\\u%04x", c);
+	}
+}
+
+static inline bool
+needs_escape(char c)
+{
+	return (unsigned char) c < ' ' || c == '"' || c == '\\';
+}
+
+/* Appends text of that length as a JSON string. */
+static void
+append_text(StringInfo out, const char *text, size_t len)
+{
+	const char *end = text + len;
+
+	appendStringInfoCharMacro(out, '"');
+	while (text < end)
+	{
+		const char *p = text;
+
+		while (p < end && !needs_escape(*p))
+			p++;
+		appendBinaryStringInfo(out, text, p - text);
+		if (p < end)
+			append_escaped_char(out, (unsigned char) *p++);
+		text = p;
+	}
+	appendStringInfoCharMacro(out, '"');
+}
+
 /* The end of the digits at `p`, or NULL if there are none. */
 static const char *
 skip_digits(const char *p)
@@ -888,18 +946,16 @@ append_array(StringInfo out, json_object *array)
 }
 
 static void
-append_object(StringInfo out, json_object *object, bool with_nulls)
+append_object(StringInfo out, json_object *object)
 {
 	char		separator = '{';
 
 	/* The macro declares `name` and `value`. */
 	json_object_object_foreach(object, name, value)
 	{
-		if (value == NULL && !with_nulls)
-			continue;
-		appendStringInfoChar(out, separator);
-		hs_json_append_string(out, name);
-		appendStringInfoChar(out, ':');
+		appendStringInfoCharMacro(out, separator);
+		append_text(out, name, strlen(name));
+		appendStringInfoCharMacro(out, ':');
 		append_value(out, value);
 		separator = ',';
 	}
@@ -932,13 +988,14 @@ append_value(StringInfo out, json_object *value)
 			append_double(out, value);
 			break;
 		case json_type_string:
-			hs_json_append_string(out, json_object_get_string(value));
+			append_text(out, json_object_get_string(value),
+						json_object_get_string_len(value));
 			break;
 		case json_type_array:
 			append_array(out, value);
 			break;
 		case json_type_object:
-			append_object(out, value, true);
+			append_object(out, value);
 			break;
 	}
 }
@@ -954,44 +1011,127 @@ hs_json_append(StringInfo out, const HsJson *value)
 	append_value(out, unwrap(value));
 }
 
-/*
- * The same for an object, without those of its members that are null.
- */
-void
-hs_json_append_values(StringInfo out, const HsJson *object)
+/* A member of an object, on its way into order. */
+typedef struct Member
 {
-	append_object(out, unwrap(object), false);
+	const char *name;
+	size_t		len;
+	json_object *value;
+	int			place;			/* in the object */
+} Member;
+
+/* jsonb's order of keys. */
+static int
+compare_members(const void *a, const void *b)
+{
+	const Member *ma = a;
+	const Member *mb = b;
+
+	if (ma->len != mb->len)
+		return ma->len < mb->len ? -1 : 1;
+	return memcmp(ma->name, mb->name, ma->len);
 }
 
-static void
-append_escaped_char(StringInfo out, unsigned char c)
+/* The members of an object, palloc'd. */
+static Member *
+list_members(json_object *object, int *n)
 {
-	switch (c)
+	Member	   *members = palloc(sizeof(Member) *
+								 Max(json_object_object_length(object), 1));
+	int			count = 0;
+
+	/* The macro declares `name` and `value`. */
+	json_object_object_foreach(object, name, value)
 	{
-		case '"':
-			appendStringInfoString(out, "\\\"");
-			break;
-		case '\\':
-			appendStringInfoString(out, "\\\\");
-			break;
-		case '\b':
-			appendStringInfoString(out, "\\b");
-			break;
-		case '\f':
-			appendStringInfoString(out, "\\f");
-			break;
-		case '\n':
-			appendStringInfoString(out, "\\n");
-			break;
-		case '\r':
-			appendStringInfoString(out, "\\r");
-			break;
-		case '\t':
-			appendStringInfoString(out, "\\t");
-			break;
-		default:
-			appendStringInfo(out, "\\u%04x", c);
+		Member	   *member = &members[count];
+
+		member->name = name;
+		member->len = strlen(name);
+		member->value = value;
+		member->place = count++;
 	}
+	*n = count;
+	return members;
+}
+
+/* Whether the known order is that of these members, too. */
+static bool
+order_fits(const HsJsonOrder *order, const Member *members, int n)
+{
+	if (order->n != n)
+		return false;
+	for (int i = 1; i < n; i++)
+	{
+		if (compare_members(&members[order->places[i - 1]],
+							&members[order->places[i]]) >= 0)
+			return false;
+	}
+	return true;
+}
+
+/* Finds out in which order the members are to be written. */
+static void
+find_order(HsJsonOrder *order, const Member *members, int n)
+{
+	Member	   *sorted = palloc(sizeof(Member) * Max(n, 1));
+
+	memcpy(sorted, members, sizeof(Member) * n);
+	qsort(sorted, n, sizeof(Member), compare_members);
+	if (order->places != NULL)
+		pfree(order->places);
+	order->places = NULL;
+	order->n = 0;
+	order->places = MemoryContextAlloc(order->context,
+									   sizeof(int) * Max(n, 1));
+	for (int i = 0; i < n; i++)
+		order->places[i] = sorted[i].place;
+	order->n = n;
+	pfree(sorted);
+}
+
+/*
+ * An order to begin with.  It lives in the current memory context.
+ */
+HsJsonOrder *
+hs_json_new_order(void)
+{
+	HsJsonOrder *order = palloc0(sizeof(HsJsonOrder));
+
+	order->context = CurrentMemoryContext;
+	return order;
+}
+
+/*
+ * The same as hs_json_append() for an object, perhaps without members that are
+ * null, in the order in which jsonb keeps them: it then has nothing to sort,
+ * which takes it longer than all else where there are hundreds.
+ */
+void
+hs_json_append_ordered(StringInfo out, const HsJson *object, bool with_nulls,
+					   HsJsonOrder *order)
+{
+	int			n;
+	Member	   *members = list_members(unwrap(object), &n);
+	char		separator = '{';
+
+	if (!order_fits(order, members, n))
+		find_order(order, members, n);
+	for (int i = 0; i < n; i++)
+	{
+		const Member *member = &members[order->places[i]];
+
+		if (member->value == NULL && !with_nulls)
+			continue;
+		appendStringInfoCharMacro(out, separator);
+		append_text(out, member->name, member->len);
+		appendStringInfoCharMacro(out, ':');
+		append_value(out, member->value);
+		separator = ',';
+	}
+	if (separator == '{')
+		appendStringInfoChar(out, '{');
+	appendStringInfoChar(out, '}');
+	pfree(members);
 }
 
 /*
@@ -1001,26 +1141,10 @@ append_escaped_char(StringInfo out, unsigned char c)
 void
 hs_json_append_string(StringInfo out, const char *text)
 {
-	const char *p = text;
-
 	if (text == NULL)
-	{
 		appendStringInfoString(out, "null");
-		return;
-	}
-
-	appendStringInfoChar(out, '"');
-	for (;;)
-	{
-		while ((unsigned char) *p >= ' ' && *p != '"' && *p != '\\')
-			p++;
-		appendBinaryStringInfo(out, text, p - text);
-		if (*p == '\0')
-			break;
-		append_escaped_char(out, (unsigned char) *p);
-		text = ++p;
-	}
-	appendStringInfoChar(out, '"');
+	else
+		append_text(out, text, strlen(text));
 }
 
 /*

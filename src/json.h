@@ -38,6 +38,17 @@ typedef enum HsJsonType
 	HS_JSON_OBJECT
 } HsJsonType;
 
+/*
+ * The order in which the members of an object were written last: objects that
+ * follow each other mostly have the same members.
+ */
+typedef struct HsJsonOrder
+{
+	MemoryContext context;
+	int		   *places;			/* of the members, in the order of writing */
+	int			n;
+} HsJsonOrder;
+
 extern HsJsonParse hs_json_parse(const char *text, size_t len);
 
 extern HsJsonType hs_json_type(const HsJson *value);
@@ -57,7 +68,9 @@ extern int64 hs_json_epoch_ms(TimestampTz t);
 
 extern char *hs_json_clip(const char *text, int max_bytes);
 extern void hs_json_append(StringInfo out, const HsJson *value);
-extern void hs_json_append_values(StringInfo out, const HsJson *object);
+extern HsJsonOrder *hs_json_new_order(void);
+extern void hs_json_append_ordered(StringInfo out, const HsJson *object,
+								   bool with_nulls, HsJsonOrder *order);
 extern void hs_json_append_string(StringInfo out, const char *text);
 
 #endif							/* HS_JSON_H */

@@ -532,6 +532,7 @@ hs_mapping_build(const HsSyncType *type)
 		mapping->ninputs++;
 	mapping->filter = read_filters(type);
 	mapping->all_properties = type->all_properties;
+	mapping->order = hs_json_new_order();
 	mapping->keeps_owner_history = !mapping->is_owners &&
 		strcmp(type->name, HS_CONTACTS_TYPE) == 0;
 	mapping->properties = wanted_properties(mapping, type);
@@ -722,10 +723,8 @@ properties_text(const HsMapping *mapping, const HsJson *properties)
 	if (hs_json_type(properties) != HS_JSON_OBJECT)
 		return pstrdup("{}");
 	initStringInfo(&json);
-	if (mapping->all_properties)
-		hs_json_append_values(&json, properties);
-	else
-		hs_json_append(&json, properties);
+	hs_json_append_ordered(&json, properties, !mapping->all_properties,
+						   mapping->order);
 	return json.data;
 }
 

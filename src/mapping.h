@@ -113,6 +113,7 @@ typedef struct HsMapping
 	bool		keeps_rows;		/* bookkeeping goes to sync_rows */
 	bool		needs_stages;
 	bool		all_properties;
+	HsJsonOrder *order;			/* of the properties, as text */
 	bool		keeps_owner_history;
 	HsFilter   *filter;			/* NULL: none */
 	HsStatement store;
