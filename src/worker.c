@@ -289,6 +289,19 @@ hs_worker_cancel(BackgroundWorkerHandle *handle)
  */
 
 /*
+ * Has long values compressed by lz4, which takes a tenth of the time that
+ * PostgreSQL's own method does, unless somebody has chosen a method or the
+ * server was built without it.
+ */
+static void
+prefer_lz4(void)
+{
+	(void) set_config_option("default_toast_compression", "lz4", PGC_USERSET,
+							 PGC_S_DYNAMIC_DEFAULT, GUC_ACTION_SET, true,
+							 DEBUG3, false);
+}
+
+/*
  * Sets up a worker's session, overriding the configuration.
  */
 void
@@ -306,6 +319,7 @@ hs_worker_prepare_session(void)
 	}
 	snprintf(timeout, sizeof(timeout), "%d", hs_lock_timeout);
 	SetConfigOption("lock_timeout", timeout, PGC_SUSET, PGC_S_OVERRIDE);
+	prefer_lz4();
 }
 
 /*
