@@ -38,7 +38,7 @@ my @fires = (
 	[ HubspotSyncOpenErrors => 'hubspot_sync_connection_open_errors{connection="default"}',
 		'1x1500', '24h', 'connection: default, severity: warning', '23h' ],
 	[ HubspotSyncBucketEmpty => 'hubspot_sync_bucket_available{connection="default", bucket="burst"}',
-		'1x5 0x60', '25m', 'connection: default, bucket: burst, severity: warning', '20m' ],
+		'1x5 0x60', '25m', 'connection: default, bucket: burst, severity: warning', '19m' ],
 	[ HubspotSyncTokenExpires => 'hubspot_sync_token_days_left{connection="default"}',
 		'7x5 6.9x5 0.9x20', '8m', 'connection: default, severity: warning', '5m' ],
 	[ HubspotSyncTokenExpires => 'hubspot_sync_token_days_left{connection="default"}',
@@ -87,6 +87,15 @@ is($server->run_sync('owners')->{status}, 'failed', '... twice');
 $server->sql(q{UPDATE sync_connections SET token_expires_at = now() + interval '60 hours'});
 $server->sql(q{UPDATE sync_runs SET completed_at = completed_at - interval '1 hour' WHERE sync_type = 'contacts'});
 
+# The options that leave out the metrics of PostgreSQL itself; the collectors
+# differ between versions of the exporter.
+sub leave_out_postgresql
+{
+	my ($help, $err) = run_command([ $exporter, '--help' ]);
+	my @collectors = "$help$err" =~ /--collector\.(\w+)\s+[^(-]*\(default:\s+enabled\)/g;
+	return ('--disable-default-metrics', '--disable-settings-metrics', map { "--no-collector.$_" } @collectors);
+}
+
 my $port = PostgreSQL::Test::Cluster::get_free_port();
 my $url = "http://127.0.0.1:$port/metrics";
 my $http = HTTP::Tiny->new(timeout => 30, proxy => undef, http_proxy => undef);
@@ -96,7 +105,7 @@ my $running;
 	local %ENV = (%ENV, DATA_SOURCE_NAME => 'host=' . $node->host . ' port=' . $node->port
 		  . ' user=hubspot_monitor dbname=postgres sslmode=disable');
 	$running = IPC::Run::start([ $exporter, "--web.listen-address=127.0.0.1:$port", "--extend.query-path=$folder/queries.yaml",
-			'--disable-default-metrics', '--disable-settings-metrics', '--no-collector.database', '--no-collector.bgwriter' ],
+			leave_out_postgresql() ],
 		'<', \undef, '>', \$log, '2>&1');
 }
 
@@ -198,7 +207,8 @@ subtest 'the metrics' => sub {
 	is($expected{'hubspot_sync_day_rate_limited{connection=default,sync_type=contacts}'}, 2, 'answers with 429 were among them');
 	is($expected{'hubspot_sync_day_retries{connection=default,sync_type=contacts}'}, 3, '... and retries');
 	unlike(join("\n", keys %$values, values %$described), qr/\@|\Q@{[ $sim->token ]}\E/, 'neither e-mail nor token is');
-	unlike($log, qr/level=(?:warn|error)/, 'the exporter has no complaints');
+	# Newer ones find that they have no configuration file and that queries.yaml is of the old kind.
+	unlike($log, qr/level=(?:warn|error)(?!.*(?:Error loading config|is DEPRECATED))/i, 'the exporter has no other complaints');
 };
 
 subtest 'they follow what happens' => sub {
