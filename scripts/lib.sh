@@ -25,6 +25,7 @@ server_port=''
 simulator_pid=''
 simulator_url=''
 running='' # the command that limited() waits for
+refreshed='' # whether apt knows what there is now
 policy=''  # the file that keeps services from being started, if it is ours
 
 die() {
@@ -155,16 +156,20 @@ give() {
 # ---------------------------------------------------------------------------
 # Packages
 
-# The newest pg_config of version 15 or later that extensions can be built for.
+# The pg_config of the server to build for: the one that PG_CONFIG says and no
+# other, or the newest of version 15 or later that has what building takes.
 find_pg_config() {
     local candidate
+    if [ -n "${PG_CONFIG:-}" ]; then
+        usable_pg_config "$PG_CONFIG" && printf '%s\n' "$PG_CONFIG"
+        return
+    fi
     while read -r candidate; do
         if usable_pg_config "$candidate"; then
             printf '%s\n' "$candidate"
             return 0
         fi
     done < <(
-        printf '%s\n' "${PG_CONFIG:-}"
         command -v pg_config || true
         printf '%s\n' /usr/lib/postgresql/*/bin/pg_config /usr/pgsql-*/bin/pg_config | sort -rV
     )
@@ -196,6 +201,7 @@ missing_packages() {
         test)
             perl -MIPC::Run -e 1 2>/dev/null || echo libipc-run-perl
             missing_program prove perl
+            missing_program openssl openssl
             missing_pg_cron
             missing_program prometheus-postgres-exporter prometheus-postgres-exporter
             missing_program promtool prometheus
@@ -218,11 +224,15 @@ missing_header() {
     pkg-config --exists "$2" 2>/dev/null || [ -f "/usr/include/$1" ] || echo "$3"
 }
 
+# A version that is not out yet has no pg_cron; tests do without.
 missing_pg_cron() {
-    local pg_config
+    local pg_config package
     if pg_config="$(find_pg_config)"; then
-        [ -f "$("$pg_config" --sharedir)/extension/pg_cron.control" ] ||
-            echo "postgresql-$(major_version "$pg_config")-cron"
+        [ ! -f "$("$pg_config" --sharedir)/extension/pg_cron.control" ] || return 0
+        package="postgresql-$(major_version "$pg_config")-cron"
+        if [ -z "$refreshed" ] || apt-cache show "$package" >/dev/null 2>&1; then
+            echo "$package"
+        fi
     else
         apt_postgresql | sed -n 's/^postgresql-\([0-9]*\)$/postgresql-\1-cron/p'
     fi
@@ -232,10 +242,14 @@ major_version() {
     "$1" --version | sed 's/^[^0-9]*\([0-9]*\).*/\1/'
 }
 
-# The packages of the newest server that apt knows.
+# The packages of the server that PG_CONFIG is for, or else of the newest one
+# that apt knows.
 apt_postgresql() {
-    local version
-    for version in 19 18 17 16 15; do
+    local version versions='19 18 17 16 15'
+    if [[ ${PG_CONFIG:-} =~ ^/usr/lib/postgresql/([0-9]+)/ ]]; then
+        versions=${BASH_REMATCH[1]}
+    fi
+    for version in $versions; do
         if apt-cache show "postgresql-server-dev-$version" >/dev/null 2>&1; then
             printf '%s\n' "postgresql-$version" "postgresql-server-dev-$version"
             return
@@ -252,6 +266,7 @@ need() {
     apt_refresh "${packages[@]}"
     # What apt offers is known only now.
     mapfile -t packages < <(missing "$@")
+    [ ${#packages[@]} -eq 0 ] && return
     say "installing ${packages[*]}"
     services_off
     as_root apt-get install -y --no-install-recommends "${packages[@]}" \
@@ -287,6 +302,7 @@ apt_refresh() {
         die "please install as root: apt-get install $names"
     as_root apt-get update >"$work/apt.log" 2>&1 ||
         { tail -n 20 "$work/apt.log" >&2 && die "apt-get update failed"; }
+    refreshed=yes
 }
 
 as_root() {
@@ -309,13 +325,14 @@ copy_tree() {
         tar -C "$target" -xf -
 }
 
-# Builds a tree and installs it into a copy of the server under $work/stage.
-# Further arguments go to make. Callers test its status, which switches errexit
+# Builds a tree and installs it into a copy of the server under $work/stage,
+# with the compiler CC, if that is set. Further arguments go to make. Callers test its status, which switches errexit
 # off: every step says for itself that it has to succeed.
 stage() {
     local tree=$1 pg_config
     shift
-    pg_config="$(find_pg_config)" || die "no PostgreSQL 15 or later to build for"
+    pg_config="$(find_pg_config)" || die "${PG_CONFIG:-this machine} has no PostgreSQL 15 or later to build for"
+    [ -z "${CC:-}" ] || set -- "$@" "CC=$CC"
     make -s -C "$tree" -j"$(nproc)" PG_CONFIG="$pg_config" "$@" all &&
         make -s -C "$tree" PG_CONFIG="$pg_config" "$@" DESTDIR="$work/stage" install &&
         link_server "$("$pg_config" --bindir)" "$("$pg_config" --pkglibdir)" \
@@ -324,6 +341,13 @@ stage() {
         if [ "$("$stage_bin/pg_config" --pkglibdir)" != "$work/stage$("$pg_config" --pkglibdir)" ]; then
             die "this PostgreSQL cannot be run from another folder"
         fi
+}
+
+# What it is built with and for.
+built_with() {
+    local pg_config
+    pg_config="$(find_pg_config)"
+    printf 'with %s for %s\n' "$(${CC:-$("$pg_config" --cc)} --version | head -n 1)" "$("$pg_config" --version)"
 }
 
 # Sets what others need to know of the stage.
