@@ -213,6 +213,17 @@ missing_packages() {
             missing_program cppcheck cppcheck
             missing_program shellcheck shellcheck
             ;;
+        memory)
+            missing_program valgrind valgrind
+            ;;
+        coverage)
+            missing_program gcov gcc
+            ;;
+        fuzz)
+            missing_program clang clang
+            missing_program llvm-symbolizer llvm
+            missing_fuzzer
+            ;;
     esac
 }
 
@@ -222,6 +233,12 @@ missing_program() {
 
 missing_header() {
     pkg-config --exists "$2" 2>/dev/null || [ -f "/usr/include/$1" ] || echo "$3"
+}
+
+# libFuzzer comes with clang's sanitizers.
+missing_fuzzer() {
+    compgen -G "$(clang -print-resource-dir 2>/dev/null)/lib/linux/libclang_rt.fuzzer-*.a" \
+        >/dev/null || echo libclang-rt-dev
 }
 
 # A version that is not out yet has no pg_cron; tests do without.
@@ -338,6 +355,7 @@ stage() {
         link_server "$("$pg_config" --bindir)" "$("$pg_config" --pkglibdir)" \
             "$("$pg_config" --sharedir)" &&
         stage_paths &&
+        wrap_server &&
         if [ "$("$stage_bin/pg_config" --pkglibdir)" != "$work/stage$("$pg_config" --pkglibdir)" ]; then
             die "this PostgreSQL cannot be run from another folder"
         fi
@@ -364,6 +382,14 @@ link_server() {
     for dir in "$@"; do
         mkdir -p "$work/stage$dir" && cp -rsn "$dir/." "$work/stage$dir/" || return
     done
+}
+
+# Has the staged server run under another program: the file named by
+# HUBSPOT_SYNC_WRAPPER takes the place of postgres, which it calls as "$0.real".
+wrap_server() {
+    [ -n "${HUBSPOT_SYNC_WRAPPER:-}" ] || return 0
+    mv "$stage_bin/postgres" "$stage_bin/postgres.real" &&
+        install -m 755 "$HUBSPOT_SYNC_WRAPPER" "$stage_bin/postgres"
 }
 
 # ---------------------------------------------------------------------------
