@@ -56,6 +56,9 @@
 
 #define BODY_INITIAL_SIZE (16 * 1024)
 
+/* The last second that HTTP's dates can tell, in the year 9999. */
+#define LATEST_DATE INT64CONST(253402300799)
+
 #define TIMER_OFF (-1)
 
 #define USER_AGENT "hubspot_sync"
@@ -691,7 +694,7 @@ store_header(HsHttpResult *result, const HeaderField *field, const char *value,
 			break;
 		case HEADER_DATE:
 			date = curl_getdate(text, NULL);
-			if (date != (time_t) -1)
+			if (date >= 0 && date <= LATEST_DATE)
 				*(TimestampTz *) target = time_t_to_timestamptz(date);
 			break;
 	}
