@@ -1158,7 +1158,8 @@ schedule_retry(HsApi *api, HsApiCall *call, const Attempt *attempt)
 					GetCurrentTimestamp() + (int64) (delay * 1000));
 	ereport(DEBUG1,
 			(errmsg_internal("hubspot_sync: %s: %s, next attempt in %.0f ms",
-							 call->path, attempt->problem, delay)));
+							 call->path, hs_api_safe_text(api, attempt->problem),
+							 delay)));
 }
 
 /* Throws if the rate limit would keep a hurried caller for too long. */
