@@ -1,0 +1,130 @@
+/*
+ * links: json.c
+ *
+ * Whatever a document says, json.c parses it or refuses it: it accepts all
+ * JSON that PostgreSQL accepts and jsonb could hold, every text it hands out
+ * can be stored, and what it writes is JSON that reads the same again.
+ */
+#include "server.h"
+
+#include "../../src/json.h"
+
+/* Deeper ones are refused by design. */
+#define SAFE_DEPTH 1000
+
+#define CLIPPED 7
+
+/* The names of an object's members lead to their values. */
+static void
+walk_object(const HsJson *object)
+{
+	const char **names;
+	int			n = hs_json_names(object, &names);
+
+	for (int i = 0; i < n; i++)
+	{
+		REQUIRE(server_can_hold(names[i]));
+		REQUIRE(hs_json_has(object, names[i]));
+	}
+}
+
+/* Getters agree with each other. */
+static void
+read_scalar(const HsJson *value)
+{
+	const char *text = hs_json_text(value);
+	int64		number;
+	TimestampTz time;
+	bool		truth;
+
+	REQUIRE((text == NULL) == (hs_json_type(value) == HS_JSON_NULL));
+	if (text == NULL)
+		return;
+	REQUIRE(server_can_hold(text));
+	REQUIRE(server_can_hold(hs_json_clip(text, CLIPPED)));
+	REQUIRE(strlen(hs_json_clip(text, CLIPPED)) <= CLIPPED);
+	if (hs_json_int64(value, &number))
+		REQUIRE(strtoll(text, NULL, 10) == number);
+	if (hs_json_bool(value, &truth))
+		REQUIRE(strcmp(text, truth ? "true" : "false") == 0);
+	if (hs_json_timestamp(value, &time))
+	{
+		REQUIRE(IS_VALID_TIMESTAMP(time));
+		(void) hs_json_epoch_ms(time);
+	}
+}
+
+static void
+walk(const HsJson *value)
+{
+	const char **names;
+
+	if (hs_json_type(value) == HS_JSON_OBJECT)
+	{
+		int			n = hs_json_names(value, &names);
+
+		walk_object(value);
+		for (int i = 0; i < n; i++)
+			walk(hs_json_member(value, names[i]));
+	}
+	else if (hs_json_type(value) == HS_JSON_ARRAY)
+	{
+		for (int i = 0; i < hs_json_length(value); i++)
+			walk(hs_json_element(value, i));
+	}
+	else
+		read_scalar(value);
+}
+
+static char *
+written(const HsJson *value)
+{
+	StringInfoData out;
+
+	initStringInfo(&out);
+	hs_json_append(&out, value);
+	return out.data;
+}
+
+/* What is written can be stored as jsonb, and reads as what it was. */
+static void
+write_and_read(const HsJson *root)
+{
+	char	   *text = written(root);
+	HsJsonParse again = hs_json_parse(text, strlen(text));
+
+	REQUIRE(server_can_hold(text));
+	REQUIRE(server_reads_json(text, strlen(text)));
+	REQUIRE(again.error == NULL);
+	REQUIRE(again.replaced == 0);
+	REQUIRE(strcmp(written(again.root), text) == 0);
+}
+
+/* More brackets than that may be too deep. */
+static bool
+is_shallow(const char *data, size_t size)
+{
+	int			brackets = 0;
+
+	for (size_t i = 0; i < size; i++)
+		brackets += data[i] == '[' || data[i] == '{';
+	return brackets < SAFE_DEPTH;
+}
+
+void
+fuzz_input(const char *data, size_t size)
+{
+	HsJsonParse parse = hs_json_parse(data, size);
+
+	REQUIRE(parse.error == NULL || parse.root == NULL);
+	if (parse.error == NULL)
+	{
+		walk(parse.root);
+		write_and_read(parse.root);
+	}
+	else if (is_shallow(data, size))
+	{
+		REQUIRE(server_can_hold(parse.error));
+		REQUIRE(!server_reads_json(data, size));
+	}
+}
