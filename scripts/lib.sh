@@ -386,10 +386,22 @@ link_server() {
 
 # Has the staged server run under another program: the file named by
 # HUBSPOT_SYNC_WRAPPER takes the place of postgres, which it calls as "$0.real".
+# A server notes what it was started as, and pg_ctl would restart that.
 wrap_server() {
     [ -n "${HUBSPOT_SYNC_WRAPPER:-}" ] || return 0
     mv "$stage_bin/postgres" "$stage_bin/postgres.real" &&
-        install -m 755 "$HUBSPOT_SYNC_WRAPPER" "$stage_bin/postgres"
+        install -m 755 "$HUBSPOT_SYNC_WRAPPER" "$stage_bin/postgres" &&
+        mv "$stage_bin/pg_ctl" "$stage_bin/pg_ctl.real" &&
+        cat >"$stage_bin/pg_ctl" <<-'SH' && chmod 755 "$stage_bin/pg_ctl"
+	#!/bin/sh
+	for argument; do
+	    if [ "$previous" = -D ] && [ -f "$argument/postmaster.opts" ]; then
+	        sed -i 's,/postgres\.real,/postgres,' "$argument/postmaster.opts"
+	    fi
+	    previous=$argument
+	done
+	exec "$0.real" "$@"
+	SH
 }
 
 # ---------------------------------------------------------------------------

@@ -76,8 +76,12 @@ sub flat
 	my $quarter = max(@rss[ 0 .. $#rss / 4 ]);
 	my $end = max(@rss[ $#rss / 4 .. $#rss ]);
 	diag("RssAnon: $quarter kB in the first quarter, $end kB afterwards");
-	cmp_ok($end - $quarter, '<', RSS_GROWTH, '... which does not grow after a quarter of the records');
-	cmp_ok(max(@rss), '<', RSS_LIMIT, '... and is small');
+	SKIP:
+	{
+		skip 'the checker takes memory of its own', 2 if $ENV{HUBSPOT_SYNC_WRAPPER};
+		cmp_ok($end - $quarter, '<', RSS_GROWTH, '... which does not grow after a quarter of the records');
+		cmp_ok(max(@rss), '<', RSS_LIMIT, '... and is small');
+	}
 	return;
 }
 
