@@ -19,6 +19,8 @@
  */
 #include "postgres.h"
 
+#include <ctype.h>
+
 #include "miscadmin.h"
 #include "utils/memutils.h"
 
@@ -789,13 +791,21 @@ typedef struct Fate
 static int
 traced_input(const Batch *batch, const char *trace)
 {
-	int			number;
-	int			i;
+	char	   *end;
+	long		number;
+	long		i;
 
-	if (trace == NULL || sscanf(trace, "%d.%d", &number, &i) != 2 ||
-		number != batch->number || i < 0 || i >= batch->n)
+	if (trace == NULL || !isdigit((unsigned char) trace[0]))
 		return -1;
-	return i;
+	errno = 0;
+	number = strtol(trace, &end, 10);
+	if (*end != '.' || !isdigit((unsigned char) end[1]))
+		return -1;
+	i = strtol(end + 1, &end, 10);
+	if (errno != 0 || *end != '\0' || number != batch->number || i < 0 ||
+		i >= batch->n)
+		return -1;
+	return (int) i;
 }
 
 /* The input that goes to a contact, -1 if there is none. */
