@@ -469,6 +469,7 @@ protect_source(const TriggerData *trigger)
 	char	   *source = row_value(trigger, trigger->tg_trigtuple, "source");
 	char	   *level = row_value(trigger, trigger->tg_trigtuple, "level");
 
+	Assert(source != NULL && level != NULL);
 	if (TRIGGER_FIRED_BY_INSERT(trigger->tg_event) || level[0] != '\0')
 		return;
 	if (TRIGGER_FIRED_BY_UPDATE(trigger->tg_event) &&

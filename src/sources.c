@@ -432,6 +432,7 @@ find_users(Search *search, Oid owner)
 	Oid			relation = require_users(search->rows);
 	HsSource   *users;
 
+	Assert(row != NULL);
 	LockRelationOid(relation, AccessShareLock);
 	search->schema = get_rel_namespace(relation);
 	search->owner = hs_catalog_table_owner(relation);
