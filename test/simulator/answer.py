@@ -58,6 +58,8 @@ class Delivery:
     bytes_per_second: float | None = None
     stream: Iterator[bytes] | None = None  # sent after the body, already in its content encoding
     stream_length: int = 0
+    refuse_ms: int = 0  # how long nobody listens once the connection was reset
+    other_certificates: int = 0  # how many of the next connections see the other certificate
 
 
 @dataclass(slots=True)

@@ -13,7 +13,9 @@ from errors import ApiError
 class Call:
     """Method, path, query, headers and body of one request; parsed only as far as needed."""
 
-    __slots__ = ("method", "target", "path", "query_string", "headers", "body", "scheme", "version", "_query", "_json")
+    __slots__ = (
+        "method", "target", "path", "query_string", "headers", "body", "scheme", "version", "previous", "_query", "_json",
+    )  # fmt: skip
 
     def __init__(
         self, method: str, target: str, headers: Mapping[str, str], body: bytes, scheme: str = "http"
@@ -25,6 +27,7 @@ class Call:
         self.body = body
         self.scheme = scheme
         self.version = ""  # of the API, as the path names it
+        self.previous: bytes | None = None  # the body of the answer before, where a fault asks for it
         self._query: dict[str, str] | None = None
         self._json: Any = None
 

@@ -100,6 +100,7 @@ class Control:
         return {
             "objects": {**counts, "owners": simulator.world.owners.counts()},
             "requests": simulator.journal.total,
+            "connections": simulator.count_connections(),
             "script_errors": simulator.script_errors,
             "now_ms": simulator.clock.now_ms(),
             "data": asdict(simulator.options),

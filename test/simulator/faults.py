@@ -33,7 +33,7 @@ class Matcher:
         self._body_regex = _compiled(spec, "body_regex")
         self._nth = int(spec.get("nth", 1))
         self._times = int(spec.get("times", 1))
-        self.seen = 0
+        self.seen = self.hits = 0
 
     def hit(self, call: Call) -> bool:
         """Count a request if it matches; whether it is one of those meant."""
@@ -41,7 +41,9 @@ class Matcher:
             return False
         self.seen += 1
         past = self.seen - self._nth
-        return past >= 0 and (self._times == 0 or past < self._times)
+        hit = past >= 0 and (self._times == 0 or past < self._times)
+        self.hits += hit
+        return hit
 
     def _fits(self, call: Call) -> bool:
         """Path and path_regex see the path with its query string, body and body_regex the body as it was sent."""
@@ -76,12 +78,17 @@ class Fault:
         """What the fault does."""
         return str(self.spec["action"]["kind"])
 
+    def describe(self) -> dict[str, Any]:
+        """The fault as it was installed, the requests it has counted, and those of them that were meant."""
+        return {**self.spec, "seen": self.matcher.seen, "hits": self.matcher.hits}
+
 
 class FaultBook:
     """All installed faults; the first one that hits acts, every one counts."""
 
     def __init__(self) -> None:
         self._faults: list[Fault] = []
+        self._bodies: dict[str, bytes] = {}  # the last one of each kind of request, if a fault wants it
 
     def install(self, spec: dict[str, Any]) -> None:
         """Add a fault."""
@@ -98,15 +105,29 @@ class FaultBook:
     def clear(self) -> None:
         """Remove all faults."""
         self._faults.clear()
+        self._bodies.clear()
 
     def describe(self) -> list[dict[str, Any]]:
         """The installed faults and how many requests each has counted."""
-        return [{**fault.spec, "seen": fault.matcher.seen} for fault in self._faults]
+        return [fault.describe() for fault in self._faults]
 
     def pick(self, call: Call) -> Fault | None:
         """The fault a request meets."""
         hits = [fault for fault in self._faults if fault.matcher.hit(call)]
         return hits[0] if hits else None
+
+    def previous(self, call: Call) -> bytes | None:
+        """The body last sent for the same request, whatever its cursor."""
+        return self._bodies.get(_without_cursor(call))
+
+    def remember(self, call: Call, answer: Answer) -> None:
+        """Keep the body of a success for the fault that delivers it again."""
+        if answer.status < 300 and any(fault.kind == "repeat_previous" for fault in self._faults):
+            self._bodies[_without_cursor(call)] = answer.payload()
+
+
+def _without_cursor(call: Call) -> str:
+    return f"{call.method} {re.sub('[?&]after=[^&]*', '', call.target)}"
 
 
 async def apply_fault(fault: Fault, call: Call, produce: Produce) -> Answer:
@@ -156,6 +177,20 @@ def _html(fault: Fault, action: Action, call: Call, produce: Produce) -> Answer:
 def _reset(fault: Fault, action: Action, call: Call, produce: Produce) -> Answer:
     answer = Answer()
     answer.delivery.reset_after = -1
+    return answer
+
+
+def _refuse(fault: Fault, action: Action, call: Call, produce: Produce) -> Answer:
+    """A reset after which nobody listens for a while."""
+    answer = _reset(fault, action, call, produce)
+    answer.delivery.refuse_ms = int(action["ms"])
+    return answer
+
+
+def _other_certificate(fault: Fault, action: Action, call: Call, produce: Produce) -> Answer:
+    """A reset after which connections see another certificate."""
+    answer = _reset(fault, action, call, produce)
+    answer.delivery.other_certificates = int(action.get("connections", 1))
     return answer
 
 
@@ -277,6 +312,14 @@ def _stale_cursor_loop(fault: Fault, action: Action, call: Call, produce: Produc
     return answer
 
 
+def _repeat_previous(fault: Fault, action: Action, call: Call, produce: Produce) -> Answer:
+    """What was sent last for such a request, in place of this one's answer; the first one gets its own."""
+    answer = produce()
+    if call.previous is not None:
+        answer.page, answer.body, answer.cache_key, answer.status = None, call.previous, None, 200
+    return answer
+
+
 def _duplicate_record(fault: Fault, action: Action, call: Call, produce: Produce) -> Answer:
     answer = _changed_page(produce)
     if answer.page is not None:
@@ -326,6 +369,8 @@ KINDS: dict[str, Callable[[Fault, Action, Call, Produce], Answer]] = {
     "error": _error,
     "html": _html,
     "reset": _reset,
+    "refuse": _refuse,
+    "other_certificate": _other_certificate,
     "hang": _hang,
     "empty_body": _empty_body,
     "redirect": _redirect,
@@ -340,17 +385,19 @@ KINDS: dict[str, Callable[[Fault, Action, Call, Produce], Answer]] = {
     "repeat_cursor": _repeat_cursor,
     "stale_cursor_loop": _stale_cursor_loop,
     "duplicate_record": _duplicate_record,
+    "repeat_previous": _repeat_previous,
     "replace_page": _replace_page,
     "edit": _edit,
     "delay": lambda fault, action, call, produce: produce(),
 }
 _REPLACING = {
-    "status", "error", "html", "reset", "hang", "empty_body", "redirect", "body", "rate_limit", "huge_body",
-    "gzip_bomb",
+    "status", "error", "html", "reset", "refuse", "other_certificate", "hang", "empty_body", "redirect", "body",
+    "rate_limit", "huge_body", "gzip_bomb",
 }  # fmt: skip
 _NEEDED = {
     "error": ("status",),
     "redirect": ("location",),
+    "refuse": ("ms",),
     "slow": ("bytes_per_second",),
     "huge_body": ("bytes",),
     "gzip_bomb": ("bytes",),

@@ -33,7 +33,7 @@ class Running:
         )
         assert self.process.stdout is not None
         self.line = self.process.stdout.readline()
-        self.port = int(self.line.rsplit(":", 1)[1])
+        self.port = int(self.line.split(":")[2].split()[0])
 
     def stop(self) -> int:
         """SIGTERM and the exit status."""

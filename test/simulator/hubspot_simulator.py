@@ -9,11 +9,10 @@ import ctypes
 import gc
 import os
 import signal
-import ssl
 from dataclasses import fields
 
 from config import Config, DataOptions
-from server import Server
+from server import Server, tls_context
 from simulator import Simulator
 
 _PR_SET_PDEATHSIG = 1
@@ -48,6 +47,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--gzip", choices=("on", "off"), default="on")
     parser.add_argument("--certificate", help="PEM file; serves TLS")
     parser.add_argument("--key", help="PEM file of the certificate's key")
+    parser.add_argument("--other-certificate", help="PEM file with certificate and key that a fault shows instead")
+    parser.add_argument("--control-port", type=int, help="a second port without TLS that no fault closes; 0 as above")
     parser.add_argument("--stay", action="store_true", help="outlive the parent process")
     arguments = parser.parse_args()
     if bool(arguments.certificate) != bool(arguments.key):
@@ -80,12 +81,16 @@ def data_options_from(arguments: argparse.Namespace) -> DataOptions:
 
 async def serve(simulator: Simulator, arguments: argparse.Namespace) -> None:
     """Listen, say where, and serve for ever."""
-    context = None
-    if arguments.certificate:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(arguments.certificate, arguments.key)
-    port = await Server(simulator).start(arguments.port, context)
-    print(f"listening on {'https' if context else 'http'}://127.0.0.1:{port}", flush=True)
+    context = tls_context(arguments.certificate, arguments.key) if arguments.certificate else None
+    other = tls_context(arguments.other_certificate, arguments.other_certificate) if arguments.other_certificate else None
+    server = Server(simulator, context, other)
+    port = await server.start(arguments.port)
+    simulator.count_connections = server.connections
+    line = f"listening on {'https' if context else 'http'}://127.0.0.1:{port}"
+    if arguments.control_port is not None:
+        control_port = await Server(simulator).start(arguments.control_port)
+        line += f" control http://127.0.0.1:{control_port}"
+    print(line, flush=True)
     await asyncio.Event().wait()
 
 

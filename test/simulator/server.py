@@ -52,26 +52,76 @@ def _gzip(body: bytes) -> bytes:
     return packer.compress(body) + packer.flush()
 
 
+def tls_context(certificate: str, key: str) -> ssl.SSLContext:
+    """TLS that shows its certificate on every connection: none is resumed."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    context.num_tickets = 0
+    return context
+
+
 class Server:
     """Binds the simulator to a loopback port."""
 
-    def __init__(self, simulator: Simulator) -> None:
+    def __init__(
+        self, simulator: Simulator, context: ssl.SSLContext | None = None, other: ssl.SSLContext | None = None
+    ) -> None:
         self._simulator = simulator
         self._cache = GzipCache()
+        self._context = context
+        self._other = other
+        self._others_left = 0  # how many connections see the other certificate
+        self._reopening: asyncio.Task[None] | None = None
+        if context is not None and other is not None:
+            context.sni_callback = self._choose_certificate
 
-    async def start(self, port: int, context: ssl.SSLContext | None) -> int:
+    async def start(self, port: int) -> int:
         """Listen on 127.0.0.1 and return the port."""
         loop = asyncio.get_running_loop()
 
         def request_factory(message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
             return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=_MAX_BODY)
 
-        protocol = web.Server(
+        self._protocol = web.Server(
             self._handle, request_factory=request_factory, access_log=None, max_line_size=_MAX_LINE, lingering_time=0
         )
-        server = await loop.create_server(protocol, "127.0.0.1", port, ssl=context, backlog=1024)
-        bound: int = server.sockets[0].getsockname()[1]
-        return bound
+        # Bound without listening, it keeps the port while nobody listens.
+        self._holder = socket.socket()
+        self._holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._holder.bind(("127.0.0.1", port))
+        self._port: int = self._holder.getsockname()[1]
+        await self._listen()
+        return self._port
+
+    async def _listen(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._listener = await loop.create_server(
+            self._protocol, "127.0.0.1", self._port, ssl=self._context, backlog=1024, reuse_address=True
+        )
+
+    def connections(self) -> int:
+        """How many connections are open."""
+        return len(self._protocol.connections)
+
+    def refuse(self, ms: int) -> None:
+        """Let nobody connect for a while."""
+        self._listener.close()
+        if self._reopening is not None:
+            self._reopening.cancel()
+        self._reopening = asyncio.create_task(self._reopen(ms))
+
+    async def _reopen(self, ms: int) -> None:
+        await asyncio.sleep(ms / 1000)
+        await self._listen()
+
+    def show_other_certificate(self, connections: int) -> None:
+        """Have the next connections see the other certificate."""
+        self._others_left = connections
+
+    def _choose_certificate(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
+        if self._others_left > 0:
+            self._others_left -= 1
+            connection.context = self._other
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
@@ -80,15 +130,18 @@ class Server:
         scheme = "https" if request.transport and request.transport.get_extra_info("ssl_object") else "http"
         call = Call(request.method, request.raw_path, request.headers, body, scheme)
         outcome = await self._simulator.handle(call)
-        return Reply(self._simulator, self._cache, call, outcome)
+        return Reply(self._simulator, self, self._cache, call, outcome)
 
 
 class Reply(web.StreamResponse):
     """Writes an answer to the connection itself, so that a fault can stop it anywhere."""
 
-    def __init__(self, simulator: Simulator, cache: GzipCache, call: Call, outcome: Outcome) -> None:
+    def __init__(
+        self, simulator: Simulator, server: Server, cache: GzipCache, call: Call, outcome: Outcome
+    ) -> None:
         super().__init__()
         self._simulator = simulator
+        self._server = server
         self._cache = cache
         self._call = call
         self._outcome = outcome
@@ -117,6 +170,10 @@ class Reply(web.StreamResponse):
         if delivery.silent:
             await self._wait_for_client_to_leave(request)
         elif delivery.reset_after == -1:
+            if delivery.other_certificates:
+                self._server.show_other_certificate(delivery.other_certificates)
+            if delivery.refuse_ms:
+                self._server.refuse(delivery.refuse_ms)
             self._reset(transport)
         else:
             head, body = self._message()

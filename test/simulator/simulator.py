@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +40,7 @@ class Simulator:
         self.scripts = ScriptBook()
         self.journal = Journal()
         self.script_errors: list[str] = []
+        self.count_connections: Callable[[], int] = lambda: 0
         self._first_options = options
         self.reset({})
         self._control = Control(self)
@@ -78,10 +80,13 @@ class Simulator:
         if self.config.latency_ms:
             await asyncio.sleep(self.config.latency_ms / 1000)
         self.run_steps(before)
+        call.previous = self.faults.previous(call)
         if fault is None:
-            return Outcome(self._api.answer(call), entry, after)
-        entry.fault = fault.kind
-        answer = await apply_fault(fault, call, lambda: self._api.answer(call))
+            answer = self._api.answer(call)
+        else:
+            entry.fault = fault.kind
+            answer = await apply_fault(fault, call, lambda: self._api.answer(call))
+        self.faults.remember(call, answer)
         return Outcome(answer, entry, after)
 
     def finish(self, outcome: Outcome) -> None:

@@ -767,6 +767,55 @@ class FaultTest(SimulatorCase):
         with self.assertRaises(ConnectionResetError):
             self.faulty("reset")
 
+    def test_refuse(self) -> None:
+        simulator = Running("--contacts", "12", "--control-port", "0")
+        self.addCleanup(simulator.stop)
+        port, control = map(int, re.findall(r":(\d+)", simulator.line))
+        self.connection = http.client.HTTPConnection("127.0.0.1", control, timeout=5)
+        self.addCleanup(self.connection.close)
+        self.fault("refuse", action={"ms": 300})
+        other = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        with self.assertRaises(ConnectionResetError):
+            other.request("GET", CONTACTS, headers={"Authorization": "Bearer test-token"})
+            other.getresponse()
+        self.assertTrue(refused(port))
+        self.assertEqual(self.control("GET", "faults")[0]["hits"], 1)
+        self.assertTrue(wait_until(lambda: not refused(port)))
+
+    @unittest.skipUnless(shutil.which("openssl"), "needs openssl to make a certificate")
+    def test_other_certificate(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            file, key = certificate(folder, "own")
+            other, other_key = map(Path, certificate(folder, "other"))
+            other.write_text(other.read_text() + other_key.read_text())
+            simulator = Running("--certificate", file, "--key", key, "--other-certificate", str(other),
+                                "--contacts", "12", "--control-port", "0")  # fmt: skip
+            self.addCleanup(simulator.stop)
+            trusted = ssl.create_default_context(cafile=file)
+        port, control = map(int, re.findall(r":(\d+)", simulator.line))
+        self.connection = http.client.HTTPConnection("127.0.0.1", control, timeout=5)
+        self.addCleanup(self.connection.close)
+        self.fault("other_certificate", action={"connections": 2})
+
+        def ask() -> int:
+            connection = http.client.HTTPSConnection("127.0.0.1", port, context=trusted, timeout=5)
+            self.addCleanup(connection.close)
+            connection.request("GET", CONTACTS, headers={"Authorization": "Bearer test-token"})
+            return connection.getresponse().status
+
+        self.assertRaises(ConnectionResetError, ask)
+        self.assertRaises(ssl.SSLCertVerificationError, ask)
+        self.assertRaises(ssl.SSLCertVerificationError, ask)
+        self.assertEqual(ask(), 200)
+        self.assertEqual(self.control("GET", "state")["connections"], 1)
+
+    def test_repeat_previous(self) -> None:
+        self.fault("repeat_previous", nth=2, times=0)
+        first = self.get(f"{CONTACTS}?limit=5")
+        self.assertEqual(self.get(f"{CONTACTS}?limit=5&after={first['paging']['next']['after']}"), first)
+        self.assertNotEqual(self.get(f"{CONTACTS}?limit=4"), first)
+        self.assertEqual(self.control("GET", "faults")[0]["hits"], 2)
+
     def test_reset_mid_body(self) -> None:
         self.fault("reset_mid_body", action={"after_bytes": 100})
         with socket.create_connection(("127.0.0.1", harness.running.port), timeout=5) as raw:
@@ -1200,21 +1249,36 @@ class ProcessTest(unittest.TestCase):
     @unittest.skipUnless(shutil.which("openssl"), "needs openssl to make a certificate")
     def test_tls(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            certificate, key = f"{folder}/cert.pem", f"{folder}/key.pem"
-            subprocess.run(
-                ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate,
-                 "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"],
-                check=True, capture_output=True,
-            )  # fmt: skip
-            simulator = Running("--certificate", certificate, "--key", key, "--contacts", "12")
+            file, key = certificate(folder, "own")
+            simulator = Running("--certificate", file, "--key", key, "--contacts", "12")
             self.addCleanup(simulator.stop)
             self.assertTrue(simulator.line.startswith("listening on https://127.0.0.1:"))
-            trusted = ssl.create_default_context(cafile=certificate)
+            trusted = ssl.create_default_context(cafile=file)
         connection = http.client.HTTPSConnection("127.0.0.1", simulator.port, context=trusted, timeout=5)
         self.addCleanup(connection.close)
         connection.request("GET", CONTACTS, headers={"Authorization": "Bearer test-token"})
         page = Reply(connection.getresponse()).json()
         self.assertTrue(page["paging"]["next"]["link"].startswith("https://127.0.0.1:"))
+
+
+def refused(port: int) -> bool:
+    """Whether nobody listens."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def certificate(folder: str, name: str) -> tuple[str, str]:
+    """Files with a certificate for 127.0.0.1 that signs itself, and its key."""
+    files = f"{folder}/{name}.crt", f"{folder}/{name}.key"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", files[1], "-out", files[0],
+         "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return files
 
 
 def alive(pid: int) -> bool:

@@ -51,8 +51,9 @@ my %running;
 
 Options are those of the command line with underscores for hyphens: data sizes
 (contacts, deals, owners, companies, ..., wide), seed, token, latency_ms,
-limits ('on' or 'off'), search_lag_ms, gzip, certificate and key, port. One
-whose value is undef is a switch. Dies if the simulator does not come up.
+limits ('on' or 'off'), search_lag_ms, gzip, certificate and key,
+other_certificate, port, control_port. One whose value is undef is a switch.
+Dies if the simulator does not come up.
 
 =cut
 
@@ -101,12 +102,13 @@ sub _launch
 		alarm 0;
 	};
 	alarm 0;
-	if (($line // '') !~ /^listening on (https?:\S+)$/)
+	if (($line // '') !~ /^listening on (https?:\S+)(?: control (\S+))?$/)
 	{
 		$self->stop;
 		croak 'the simulator did not start: ' . ($line // ($@ || 'no output'));
 	}
 	$self->{url} = $1;
+	$self->{control_url} = $2 // $1;
 	return;
 }
 
@@ -212,7 +214,7 @@ sub _send
 		$request{content} = $self->{json}->encode($body);
 		$headers{'Content-Type'} = 'application/json';
 	}
-	return $self->{http}->request($method, $self->{url} . $path, \%request);
+	return $self->{http}->request($method, $self->{control_url} . $path, \%request);
 }
 
 sub _decoded
@@ -225,7 +227,8 @@ sub _decoded
 
 =item state()
 
-Counts of records and requests, the clock, the settings, failed scripts.
+Counts of records, requests and open connections, the clock, the settings,
+failed scripts.
 
 =item reset(%sizes)
 
@@ -240,6 +243,11 @@ Changes settings (limits and gzip are booleans: pass \1 or \0) and returns all.
 Installs a fault: method, path, path_regex, body, body_regex, nth, times (0:
 always) and action. A string for action stands for { kind => $action }.
 
+=item faults()
+
+Those that are installed, each with the number of requests that it has counted
+(seen) and of those that it was meant for (hits).
+
 =item clear_faults()
 
 =item script(%script)
@@ -249,6 +257,7 @@ Operations to run before or after a request; see the simulator's README.md.
 =cut
 
 sub state { return $_[0]->control('GET', 'state'); }
+sub faults { return @{ $_[0]->control('GET', 'faults') }; }
 sub clear_faults { return $_[0]->control('DELETE', 'faults'); }
 
 sub reset
