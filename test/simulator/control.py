@@ -125,8 +125,10 @@ class Control:
 
     def _records(self, call: Call, type: str) -> Answer:
         """All records as JSON lines, by id."""
-        table = self._table(type)
         wanted = call.query.get("archived")
+        if type == "owners":
+            return _json_lines(self._simulator.world.owners.all(None if wanted is None else wanted == "true"))
+        table = self._table(type)
         chosen = [r for r in table.by_id() if wanted is None or bool(r.archived_ms) == (wanted == "true")]
         return _json_lines(table.truth(record) for record in chosen)
 

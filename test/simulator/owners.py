@@ -18,6 +18,11 @@ class OwnerBook:
         """Ids of all owners."""
         return [str(owner_id) for owner_id in sorted(self._owners)]
 
+    def all(self, archived: bool | None) -> list[dict[str, Any]]:
+        """All owners by id, or those that are archived or not."""
+        owners = [self._owners[owner_id] for owner_id in sorted(self._owners)]
+        return [owner for owner in owners if archived is None or owner["archived"] == archived]
+
     def page(self, archived: bool, email: str | None, start: int, count: int) -> list[dict[str, Any]]:
         """Up to count owners from an id on, by id."""
         chosen = [

@@ -767,6 +767,12 @@ class FaultTest(SimulatorCase):
         with self.assertRaises(ConnectionResetError):
             self.faulty("reset")
 
+    def test_owners_are_told_without_the_api(self) -> None:
+        self.fault("hang", times=0)
+        owners = [json.loads(line) for line in self.call("GET", "/_control/objects/owners").body.splitlines()]
+        archived = self.call("GET", "/_control/objects/owners?archived=true").body.splitlines()
+        self.assertEqual([len(owners), len(archived)], [12, sum(owner["archived"] for owner in owners)])
+
     def test_refuse(self) -> None:
         simulator = Running("--contacts", "12", "--control-port", "0")
         self.addCleanup(simulator.stop)

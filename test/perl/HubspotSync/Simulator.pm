@@ -388,8 +388,8 @@ sub _fits
 =item objects($type, archived => 0|1)
 
 All records of a type as they truly are, by id, with every property: id,
-properties, createdAt, updatedAt, archived, archivedAt. For 'owners' they come
-through the API itself, where faults may meet them.
+properties, createdAt, updatedAt, archived, archivedAt. 'owners' is a type too,
+with their own fields.
 
 =item objects_text($type, archived => 0|1)
 
@@ -424,16 +424,12 @@ The same as the text of one JSON document a line, undecoded.
 sub objects
 {
 	my ($self, $type, %which) = @_;
-	return $self->_owners(%which) if $type eq 'owners';
 	return $self->_lines($self->objects_text($type, %which));
 }
 
 sub objects_text
 {
 	my ($self, $type, %which) = @_;
-	return join '', map { $self->{json}->encode($_) . "\n" } $self->_owners(%which)
-	  if $type eq 'owners';
-
 	my $path = "objects/$type";
 	$path .= '?archived=' . ($which{archived} ? 'true' : 'false') if defined $which{archived};
 	return $self->_text($path);
@@ -488,28 +484,6 @@ sub history_text
 {
 	my ($self, $type, $property) = @_;
 	return $self->_text("history/$type/" . _escape($property));
-}
-
-sub _owners
-{
-	my ($self, %which) = @_;
-	return ($self->_owners(archived => 0), $self->_owners(archived => 1))
-	  unless defined $which{archived};
-
-	my @owners;
-	my $archived = $which{archived} ? 'true' : 'false';
-	my $after = '';
-	while (defined $after)
-	{
-		my $path = '/crm/owners/' . api_version() . "?limit=500&archived=$archived$after";
-		my $answer = $self->_send('GET', $path, undef, Authorization => "Bearer $self->{token}");
-		croak "GET $path: $answer->{status} $answer->{content}" unless $answer->{success};
-		my $page = $self->_decoded($answer);
-		push @owners, @{ $page->{results} };
-		$after = $page->{paging}{next}{after};
-		$after = '&after=' . _escape($after) if defined $after;
-	}
-	return @owners;
 }
 
 sub _escape
