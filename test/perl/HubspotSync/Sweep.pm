@@ -1,0 +1,288 @@
+package HubspotSync::Sweep;
+
+=pod
+
+=head1 NAME
+
+HubspotSync::Sweep - one scenario, played with any fault at any request
+
+=head1 SYNOPSIS
+
+  my $sweep = HubspotSync::Sweep->new('sweep');
+  my @problems = $sweep->survey;
+  @problems = $sweep->try('12:hang');
+  foreach my $case ($sweep->sample($seed)) { ... }
+
+=head1 DESCRIPTION
+
+A case is named INDEX:FAULT, with the number of the request in the scenario and
+one of the faults below. FAULT/lasting meets the request and its repetitions,
+until the run gives up; FAULT/applied is for requests that write, and takes
+effect before its answer is lost. After each case the runs that a schedule
+would make next are made, and everything is compared with the truth. The log
+has to tell what happened.
+
+=cut
+
+use strict;
+use warnings;
+
+use FindBin;
+use HubspotSync::Scenario;
+use HubspotSync::Truth qw(truth_differences);
+use JSON::PP;
+use List::Util qw(shuffle sum0);
+use PostgreSQL::Test::Utils qw(slurp_file);
+
+use constant {
+	ATTEMPTS => HubspotSync::Scenario::RETRIES + 1,
+	BOMB => 64 << 20,
+};
+
+# What each fault does, and the reasons for which a run may end that meets it.
+# One that is silent may leave no trace in the log: it can be that what is
+# delivered again is what would have been delivered.
+my @faults = (
+	{ name => 'refused', action => { kind => 'refuse', ms => 25 }, lasting => { ms => 400 }, unseen => 1 },
+	{ name => 'reset', action => { kind => 'reset' } },
+	{ name => 'reset_mid_body', action => { kind => 'reset_mid_body' }, whole => 1 },
+	{ name => 'truncated', action => { kind => 'truncated_json' }, whole => 1 },
+	{ name => 'empty', action => { kind => 'empty_body' } },
+	{ name => 'html', action => { kind => 'html', status => 502 } },
+	{ name => '500', action => { kind => 'error', status => 500 } },
+	{ name => '503', action => { kind => 'status', status => 503, headers => { 'Retry-After' => '1' } } },
+	{ name => '429_burst', action => { kind => 'rate_limit', policy => 'TEN_SECONDLY_ROLLING' }, whole => 1 },
+	{ name => '429_search', action => { kind => 'rate_limit', policy => 'SECONDLY', retry_after => 1 }, whole => 1 },
+	{ name => '429_daily', action => { kind => 'rate_limit', policy => 'DAILY' }, whole => 1, reasons => 'daily_limit' },
+	{ name => '401', action => { kind => 'error', status => 401, category => 'INVALID_AUTHENTICATION' }, whole => 1, reasons => 'auth' },
+	{ name => 'hang', action => { kind => 'hang' } },
+	{ name => 'slow', action => { kind => 'slow', bytes_per_second => 1 }, whole => 1 },
+	{ name => 'bomb', action => { kind => 'gzip_bomb', bytes => BOMB }, reasons => 'too_large' },
+	{ name => 'certificate', action => { kind => 'other_certificate', connections => 1 },
+		lasting => { connections => ATTEMPTS }, unseen => 1 },
+	{ name => 'previous', action => { kind => 'repeat_previous' }, whole => 1, silent => 1,
+		reasons => 'repeated_cursor|unordered' });
+
+my %variants = map { $_->{name} => $_ } map { _variants($_) } @faults;
+
+sub _variants
+{
+	my ($fault) = @_;
+	my %once = (reasons => 'gave_up', %$fault);
+	my %lasting = (%once, name => "$fault->{name}/lasting", times => ATTEMPTS,
+		action => { %{ $fault->{action} }, %{ $fault->{lasting} || {} } });
+	my %applied = (%once, name => "$fault->{name}/applied", writes => 1,
+		action => { %{ $fault->{action} }, apply => JSON::PP::true });
+	return (\%once, \%lasting, $fault->{whole} ? () : \%applied);
+}
+
+=pod
+
+=head1 METHODS
+
+=over
+
+=item new($name, %conf)
+
+Makes a scenario of that name.
+
+=item scenario()
+
+=item survey()
+
+Plays the scenario without a fault, learns its requests, and returns what is
+wrong with the result, a list of lines.
+
+=item requests()
+
+The requests of the scenario, as the journal has them.
+
+=item cases()
+
+The names of all cases.
+
+=item sample($seed)
+
+The same in an order that the seed decides, in which each variant of a fault
+has had a turn before any has another.
+
+=item try($case)
+
+Plays a case; returns what is wrong.
+
+=item try_faults(@specs)
+
+Plays the scenario with these faults of the simulator, none of which need be
+met, and returns what is wrong with the result, whatever the log tells.
+
+=back
+
+=cut
+
+sub new
+{
+	my ($class, $name, %conf) = @_;
+	return bless { scenario => HubspotSync::Scenario->new($name, %conf) }, $class;
+}
+
+sub scenario { return $_[0]{scenario}; }
+sub requests { return @{ $_[0]{requests} }; }
+
+sub survey
+{
+	my ($self) = @_;
+	my $scenario = $self->{scenario};
+	$scenario->begin;
+	$scenario->play;
+	$self->{requests} = [ $scenario->simulator->journal ];
+	my @runs = $self->_runs;
+	my @problems = map { "run of $_->{sync_type}: $_->{status}, $_->{retries} retries" }
+	  grep { $_->{status} ne 'success' || $_->{retries} > 0 } @runs;
+	push @problems, _uncounted(\@runs, $self->{requests});
+	return (@problems, $self->_heal);
+}
+
+sub cases
+{
+	my ($self) = @_;
+	my @cases;
+	my $before = '';
+	foreach my $request ($self->requests)
+	{
+		my $kind = "$request->{path}?" . $request->{query_string} =~ s/&after=[^&]*//r;
+		my @fitting = grep { _fits($_, $request, $kind eq $before) } values %variants;
+		push @cases, map { "$request->{n}:$_->{name}" } sort { $a->{name} cmp $b->{name} } @fitting;
+		$before = $kind;
+	}
+	return @cases;
+}
+
+# Whether a variant can meet a request, and whether that is the next page.
+sub _fits
+{
+	my ($variant, $request, $next_page) = @_;
+	return 0 if $variant->{writes} && !_writes($request);
+	return $next_page || $variant->{action}{kind} ne 'repeat_previous';
+}
+
+sub _writes
+{
+	my ($request) = @_;
+	return $request->{method} ne 'GET' && $request->{path} !~ m{/(?:search|batch/read)$};
+}
+
+sub sample
+{
+	my ($self, $seed) = @_;
+	srand $seed;
+	my %of;
+	push @{ $of{ (split /:/)[1] } }, $_ foreach shuffle($self->cases);
+	my @sample;
+	while (%of)
+	{
+		foreach my $name (shuffle(sort keys %of))
+		{
+			push @sample, shift @{ $of{$name} };
+			delete $of{$name} unless @{ $of{$name} };
+		}
+	}
+	return @sample;
+}
+
+sub try
+{
+	my ($self, $case) = @_;
+	my ($index, $name) = split /:/, $case;
+	my $variant = $variants{$name // ''} or die "no such fault: $case\n";
+	my $scenario = $self->{scenario};
+	$scenario->begin;
+	$scenario->simulator->fault(nth => $index + 0, times => $variant->{times} // 1, action => $variant->{action});
+	$scenario->play;
+	my ($fault) = $scenario->simulator->faults;
+	my @problems = $fault->{hits} ? $self->_told($variant) : 'the fault was not met';
+	return (@problems, $self->_heal);
+}
+
+sub try_faults
+{
+	my ($self, @specs) = @_;
+	my $scenario = $self->{scenario};
+	$scenario->begin;
+	$scenario->simulator->fault(%$_) foreach @specs;
+	$scenario->play;
+	my @problems = map { "run of $_->{sync_type}: $_->{status}" } grep { !_documented($_) } $self->_runs;
+	return (@problems, $self->_heal);
+}
+
+# Makes the next runs, which have to succeed, and compares.
+sub _heal
+{
+	my ($self) = @_;
+	my $before = $self->_runs;
+	$self->{scenario}->heal;
+	my @runs = $self->_runs;
+	my @problems = map { "next run of $_->{sync_type}: " . _ending($_) }
+	  grep { $_->{status} ne 'success' } @runs[ $before .. $#runs ];
+	return (@problems, truth_differences($self->{scenario}));
+}
+
+# ---------------------------------------------------------------------------
+# What the log tells
+# ---------------------------------------------------------------------------
+
+# All runs in their order; in scalar context their number.
+sub _runs
+{
+	my ($self) = @_;
+	my @runs = $self->{scenario}->server->sql_json('SELECT * FROM sync_logs ORDER BY created_at');
+	return @runs;
+}
+
+sub _ending
+{
+	my ($run) = @_;
+	my $details = $run->{error_details} || {};
+	return join ' ', $run->{status}, grep { defined } @$details{qw(reason message detail)};
+}
+
+# What the log does not tell of a fault that was met.
+sub _told
+{
+	my ($self, $variant) = @_;
+	my @runs = $self->_runs;
+	my @failed = grep { $_->{status} ne 'success' } @runs;
+	my @problems = map { "run of $_->{sync_type} ended " . _ending($_) }
+	  grep { !_documented($_) || $_->{error_details}{reason} !~ /^(?:$variant->{reasons})$/ } @failed;
+	push @problems, 'no run has noticed the fault'
+	  unless @failed || sum0(map { $_->{retries} } @runs) || $variant->{silent};
+	push @problems, _uncounted(\@runs, [ $self->{scenario}->simulator->journal ]) unless $variant->{unseen};
+	return @problems;
+}
+
+# Whether the log's counts are those of the simulator's journal.
+sub _uncounted
+{
+	my ($runs, $requests) = @_;
+	my $counted = sum0 map { $_->{requests} } @$runs;
+	return if $counted == @$requests;
+	return "the runs have counted $counted requests, the simulator " . @$requests;
+}
+
+# Whether a run ended well, or for a reason that the README explains.
+sub _documented
+{
+	my ($run) = @_;
+	return 1 if $run->{status} eq 'success';
+	my $reason = $run->{error_details}{reason} // '';
+	return $run->{status} =~ /^(?:failed|partial|cancelled)$/ && _reasons()->{$reason};
+}
+
+my $reasons;
+
+sub _reasons
+{
+	my @cells = slurp_file("$FindBin::RealBin/../../README.md") =~ /^\| (`[a-z_]+`[^|]*) \|/mg;
+	return $reasons //= { map { $_ => 1 } map { /`(\w+)`/g } @cells };
+}
+
+1;

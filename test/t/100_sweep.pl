@@ -1,0 +1,165 @@
+# Whatever goes wrong with any one request, the next runs of a schedule bring
+# every table and every contact to the truth, and the log tells what happened.
+# A scenario with something of everything is played once for each case, that is
+# a request and a fault; see HubspotSync::Sweep for the faults.
+#
+# There are thousands of cases. Here as many of them are tried as there is time
+# for, in an order that a seed decides; scripts/sweep tries them all, or one.
+# The environment variables that it sets:
+#
+#   HUBSPOT_SYNC_TEST_SEED       decides the order
+#   HUBSPOT_SYNC_SWEEP_CASES     all, or names of cases
+#   HUBSPOT_SYNC_SWEEP_SECONDS   after so many no case is begun
+#   HUBSPOT_SYNC_SWEEP_JOBS      servers at once
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/../perl";
+
+use HubspotSync::Parallel qw(in_parallel);
+use HubspotSync::Sweep;
+use HubspotSync::Truth qw(truth_differences);
+use HubspotSync::Wait qw(wait_until);
+use PostgreSQL::Test::Utils;
+use Test::More;
+use Time::HiRes qw(time);
+
+use constant {
+	SECONDS => 90,
+	SHOWN => 12,    # differences
+};
+
+my $seed = $ENV{HUBSPOT_SYNC_TEST_SEED} // int(time * 1000) % 1_000_000;
+my $jobs = $ENV{HUBSPOT_SYNC_SWEEP_JOBS} // 1;
+my $cases = $ENV{HUBSPOT_SYNC_SWEEP_CASES} // '';
+my $deadline = time + ($ENV{HUBSPOT_SYNC_SWEEP_SECONDS} // ($cases eq 'all' ? 86400 : SECONDS));
+diag("HUBSPOT_SYNC_TEST_SEED=$seed");
+
+# A process takes every so many-th case.
+sub sweep
+{
+	my ($number, $report) = @_;
+	my $sweep = HubspotSync::Sweep->new("sweep_$number");
+	my @problems = $sweep->survey;
+	$report->({ case => 'no fault', problems => \@problems });
+	my @sample = $sweep->sample($seed);
+	my @mine = $cases =~ /^(?:all)?$/ ? @sample : split ' ', $cases;
+	@mine = map { $mine[$_] } grep { $_ % $jobs == $number } 0 .. $#mine;
+	$report->({ requests => scalar $sweep->requests, cases => scalar @sample });
+	while (@mine && time < $deadline)
+	{
+		my $case = shift @mine;
+		$report->({ case => $case, problems => [ $sweep->try($case) ], left => scalar @mine });
+	}
+	return;
+}
+
+my ($tried, $requests, $all) = (0, 0, 0);
+my %faults;
+
+sub take
+{
+	my ($it) = @_;
+	($requests, $all) = @$it{qw(requests cases)} if $it->{requests};
+	return unless $it->{case};
+	my @problems = @{ $it->{problems} };
+	$tried++;
+	$faults{ $it->{case} =~ s/^\d+://r } = 1;
+	ok(!@problems, $it->{case});
+	diag(map { substr($_, 0, 400) . "\n" } splice @problems, 0, SHOWN);
+	diag("repeat it with: scripts/sweep --case $it->{case}") if @{ $it->{problems} };
+	diag("$tried cases tried, about " . $it->{left} * $jobs . ' left') if $ENV{HUBSPOT_SYNC_SWEEP_CASES} && $tried % 25 == 0;
+	return;
+}
+
+is(in_parallel($jobs, \&sweep, \&take), 0, 'all processes have ended well');
+note("$tried of $all cases, $requests requests, " . keys(%faults) . ' kinds of faults');
+cmp_ok($requests, '>', 50, 'the scenario has its requests');
+cmp_ok(scalar keys %faults, '>', 10, 'many faults were tried') unless $cases;
+
+# ---------------------------------------------------------------------------
+# A sweep that cannot fail proves nothing
+# ---------------------------------------------------------------------------
+
+my $sweep = HubspotSync::Sweep->new('proof');
+my $scenario = $sweep->scenario;
+my $server = $scenario->server;
+
+# What is found after something was spoiled has to match.
+sub noticed
+{
+	my ($what, $pattern) = @_;
+	local $PostgreSQL::Test::Utils::timeout_default = 2;
+	my $found = join "\n", truth_differences($scenario);
+	like($found, $pattern, "noticed: $what");
+	return;
+}
+
+subtest 'what is spoiled in the tables is noticed' => sub {
+	is(join("\n", $sweep->survey), '', 'at first all is well');
+	my %spoiled = (
+		q{UPDATE contacts SET phone = '1' WHERE hubspot_contact_id = ID} => qr/^contacts ID: phone/m,
+		q{UPDATE contacts SET properties = properties || '{"phone": "1"}' WHERE hubspot_contact_id = ID} => qr/^contacts ID: properties/m,
+		q{UPDATE contacts SET synced_at = NULL WHERE hubspot_contact_id = ID} => qr/^contacts ID: not marked/m,
+		q{UPDATE contacts SET archived = true WHERE hubspot_contact_id = ID} => qr/^contacts ID: archived/m,
+		q{DELETE FROM contacts WHERE hubspot_contact_id = ID} => qr/^contacts ID: no row/m,
+		q{INSERT INTO contacts (hubspot_contact_id) VALUES ('1')} => qr/^contacts 1: a row that should not/m,
+		q{UPDATE contacts SET merged_into = '1' WHERE archived_reason = 'merged'} => qr/^contacts \d+: merged_into/m,
+		q{DELETE FROM contacts WHERE archived_reason = 'gone'} => qr/^contacts \d+: no row/m,
+		q{UPDATE deals SET status = 'won' WHERE status = 'open'} => qr/^deals \d+: status/m,
+		q{UPDATE staff SET name = name || '.'} => qr/^owners \d+: name/m,
+		q{DELETE FROM contact_owner_history} => qr/^history: /m,
+		q{UPDATE progress_state SET fingerprint = 0 WHERE user_id = 's70'} => qr/^progress_state of s70/m,
+		q{DELETE FROM progress_state WHERE user_id = 's70'} => qr/^progress_state of s70/m,
+		q{UPDATE user_xp SET total_xp = 1 WHERE user_id = 's81'} => qr/^student s81: total_xp.*^student s81: still.*^student s81 by other/ms,
+		q{UPDATE sync_runs SET status = 'running' WHERE id = (SELECT id FROM sync_runs LIMIT 1)} => qr/^sync_runs: .*^sync_logs: dead/ms,
+		q{INSERT INTO sync_errors (run_id, connection_id, sync_type, record_id, category, message, first_seen, last_seen)
+			SELECT id, connection_id, sync_type, '1', 'refused', 'no', now(), now() FROM sync_runs LIMIT 1}
+			=> qr/^sync_errors: /m);
+	my $id = $scenario->simulator->state && $server->sql('SELECT min(hubspot_contact_id) FROM contacts WHERE NOT archived');
+	foreach my $statement (sort keys %spoiled)
+	{
+		my $pattern = $spoiled{$statement} =~ s/ID/$id/gr;
+		$server->sql('CREATE TABLE kept AS SELECT * FROM contacts') if $statement =~ /contacts/;
+		$server->sql($statement =~ s/ID/'$id'/gr);
+		noticed($statement, qr/$pattern/);
+		$server->sql('TRUNCATE contacts; INSERT INTO contacts SELECT * FROM kept; DROP TABLE kept') if $statement =~ /contacts/;
+	}
+};
+
+subtest 'what is wrong in HubSpot, or still open, is noticed' => sub {
+	is(join("\n", $sweep->survey), '', 'at first all is well');
+	my $simulator = $scenario->simulator;
+	my ($id) = map { $_->{id} } $simulator->objects('contacts', archived => 0);
+	my $contact = $server->sql(q{SELECT hubspot_contact_id FROM preview_student_progress() WHERE user_id = 's90'});
+	$simulator->patch('contacts', $contact, { lessons_completed => '77' });
+	noticed('another value of a contact', qr/^student s90: lessons_completed is 77/m);
+	$simulator->fault(times => 0, action => 'hang');
+	my $run = $server->trigger('owners');
+	wait_until('a connection is counted', sub { $simulator->state->{connections} == 1 });
+	noticed('a run that is under way', qr/^sync_runs: owners is running.*^1 locks are held and \d connections open/ms);
+	$server->sql("SELECT cancel_hubspot_sync('$run')");
+	$server->wait_for($run);
+	$simulator->create('contacts', { email => 'surplus@example.com' });
+	noticed('a contact that nobody should have created', qr/^contacts \d+: no row/m);
+};
+
+subtest 'a fault that is not met, and a log that does not tell, are noticed' => sub {
+	like(join("\n", $sweep->try('10000:reset')), qr/^the fault was not met/m, 'a request that is never made');
+	$server->sql(<<~'SQL');
+		CREATE FUNCTION lie() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.retries := 0; NEW.requests := 1; RETURN NEW; END $$;
+		CREATE TRIGGER lie BEFORE UPDATE ON sync_runs FOR EACH ROW EXECUTE FUNCTION lie();
+		SQL
+	my $found = join "\n", $sweep->try('3:reset');
+	like($found, qr/^no run has noticed the fault/m, 'a retry that was not counted');
+	like($found, qr/^the runs have counted/m, '... and a request');
+	$server->sql('DROP FUNCTION lie() CASCADE');
+	is(join("\n", $sweep->try('3:reset')), '', 'without the lie all is well');
+};
+
+my $library = slurp_file($server->node->config_data('--pkglibdir') . '/hubspot_sync.so');
+unlike($library, qr/injection/i, 'the library has no injection points');
+
+done_testing();
