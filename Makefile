@@ -3,6 +3,8 @@
 #   make                      build against the server of pg_config
 #   make PG_CONFIG=/path/...  build against another one
 #   make WERROR=1             warnings are errors, as in scripts/lint
+#   make INJECTION=1          with points at which a test can crash it; never
+#                             to be installed for use
 #   make installcheck         regression, isolation and TAP tests (not as root)
 #   make format               bring the C files into shape
 #   make dist                 the archive for PGXN
@@ -86,6 +88,10 @@ PG_CPPFLAGS = -isystem $(server_headers) \
 PG_CFLAGS = -Wall -Wextra -Wshadow -Wno-unused-parameter $(compiler_flags)
 ifdef WERROR
 PG_CFLAGS += -Werror
+endif
+ifdef INJECTION
+OBJS += src/injection.o
+PG_CPPFLAGS += -DHS_INJECTION
 endif
 
 # clang is handed the server's flags, some of which only gcc knows.

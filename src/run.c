@@ -40,6 +40,7 @@
 #include "compat.h"
 #include "guc.h"
 #include "hubspot_sync.h"
+#include "injection.h"
 #include "pull.h"
 #include "push.h"
 #include "run.h"
@@ -111,7 +112,9 @@ hs_run_commit(HsRun *run)
 		disable_timeout(STATEMENT_TIMEOUT, false);
 	run->store_deadline = 0;
 	PopActiveSnapshot();
+	HS_INJECTION_POINT("before a commit");
 	CommitTransactionCommand();
+	HS_INJECTION_POINT("after a commit");
 	pgstat_report_stat(false);
 	MemoryContextSwitchTo(old);
 }
@@ -357,7 +360,9 @@ fail(HsRun *run, const ErrorData *error, bool timed_out)
 						  &run->counters, error_details(run, reason, error));
 	expire_log(run);
 	PopActiveSnapshot();
+	HS_INJECTION_POINT("before the commit of a failure");
 	CommitTransactionCommand();
+	HS_INJECTION_POINT("after the commit of a failure");
 	MemoryContextSwitchTo(old);
 	ereport(LOG,
 			(errmsg("hubspot_sync run of \"%s\" %s: %s",
@@ -400,7 +405,9 @@ take_lock(HsRun *run, const HsRunTicket *ticket)
 						 (uint32) ((uint64) ticket->lock_key >> 32),
 						 (uint32) ticket->lock_key, LOCK_CLASS);
 	(void) LockAcquire(&run->lock, ExclusiveLock, true, false);
+	HS_INJECTION_POINT("with the lock");
 	wait_for_requester(ticket);
+	HS_INJECTION_POINT("after the request");
 	CommitTransactionCommand();
 }
 
@@ -422,7 +429,9 @@ claim(HsRun *run)
 	MemoryContextSwitchTo(run->context);
 	claimed = hs_catalog_claim_run(&run->id, &run->request);
 	PopActiveSnapshot();
+	HS_INJECTION_POINT("before the claim");
 	CommitTransactionCommand();
+	HS_INJECTION_POINT("after the claim");
 	MemoryContextSwitchTo(run->context);
 	return claimed;
 }
@@ -550,6 +559,7 @@ hs_run_execute(const HsRunTicket *ticket)
 		recover(run, ticket);
 	}
 	PG_END_TRY();
+	HS_INJECTION_POINT("at the end");
 	if (run->claimed)
 		linger(run);
 }

@@ -33,6 +33,7 @@
 #include "compat.h"
 #include "guc.h"
 #include "hubspot_sync.h"
+#include "injection.h"
 #include "worker.h"
 
 /* How long a cancelled requester waits for its worker's process to appear. */
@@ -146,7 +147,9 @@ start_requested(void)
 									   GetCurrentTimestamp(),
 									   FRESH_REQUEST_MS))
 			hs_catalog_touch_pending(&request->ticket.run_id);
+		HS_INJECTION_POINT("before a worker is registered");
 		start_worker(request);
+		HS_INJECTION_POINT("before the commit of a request");
 	}
 	requests = NIL;
 }
