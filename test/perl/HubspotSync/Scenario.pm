@@ -32,10 +32,12 @@ by faults.
 use strict;
 use warnings;
 
+use Encode qw(encode);
 use HubspotSync::Server;
 use HubspotSync::Simulator;
 use HubspotSync::Wait qw(wait_until);
 use IO::Socket::INET;
+use IPC::Run;
 use PostgreSQL::Test::Utils;
 
 use constant {
@@ -86,8 +88,8 @@ HubSpot's time from which on it is known who owned a contact.
 
 =item careful($on)
 
-Whether the server may crash: then statements go to it one by one, and it is
-waited for after each.
+Whether the server may crash: then statements go to it one by one, and after
+each it is waited for and, where it is down, started.
 
 =cut
 
@@ -110,6 +112,7 @@ sub new
 			'hubspot_sync.deep_overlap' => 0,
 			'hubspot_sync.progress_slice' => 40,
 			autovacuum => 'off',
+			restart_after_crash => 'on',
 			%conf
 		});
 	my $self = bless { server => $server, simulator => $simulator, fates => {} }, $class;
@@ -246,15 +249,40 @@ sub _sync
 sub _execute
 {
 	my ($self, @statements) = @_;
-	my $server = $self->{server};
-	my @scripts = $self->{careful} ? @statements : join ";\n", @statements;
+	my @scripts = $self->{careful} ? map { [$_] } @statements : [@statements];
 	foreach my $script (@scripts)
 	{
-		my ($status) = $server->node->psql('postgres', $script, on_error_stop => 0,
-			timeout => $PostgreSQL::Test::Utils::timeout_default);
-		$self->{careful}->() if $self->{careful};
-		die "psql ended with $status" if $status != 0 && !$self->{careful};
+		my $lost = !$self->_psql(@$script);
+		die "the connection is lost\n" if $lost && !$self->{careful};
+		$self->_wait_for_server if $self->{careful};
 	}
+	return;
+}
+
+# Whether the connection outlives the statements. They are arguments: a psql
+# that ends early would take a script's writer along.
+sub _psql
+{
+	my ($self, @statements) = @_;
+	my $connection = $self->{server}->node->connstr('postgres');
+	my $output = '';
+	IPC::Run::run([ 'psql', '-XAtq', '-d', $connection, map { ('-c', encode('UTF-8', $_)) } @statements ],
+		'<', \undef, '>', \$output, '2>', \$output, IPC::Run::timeout($PostgreSQL::Test::Utils::timeout_default));
+	return ($? >> 8) < 2;
+}
+
+# A server that was killed cannot be started before all of its processes have
+# noticed.
+sub _wait_for_server
+{
+	my ($self) = @_;
+	my $node = $self->{server}->node;
+	wait_until('the server accepts connections', sub {
+		return 1 if $self->_psql('SELECT 1');
+		return 0 if defined $node->{_pid} && kill 0, $node->{_pid};
+		$node->kill9;
+		return $node->start(fail_ok => 1);
+	});
 	return;
 }
 
@@ -272,6 +300,9 @@ sub _hour_later
 {
 	my ($self) = @_;
 	$self->{simulator}->config(clock_offset_ms => ++$self->{hours} * HOUR_MS);
+	# For our own clock: a request whose worker died early counts for 30 s.
+	$self->_execute("UPDATE sync_runs SET updated_at = updated_at - interval '1 hour' WHERE status = 'pending'")
+	  if $self->{careful};
 	return;
 }
 

@@ -18,7 +18,7 @@ HubspotSync::Sweep - one scenario, played with any fault at any request
 A case is named INDEX:FAULT, with the number of the request in the scenario and
 one of the faults below. FAULT/lasting meets the request and its repetitions,
 until the run gives up; FAULT/applied is for requests that write, and takes
-effect before its answer is lost. After each case the runs that a schedule
+effect before its answer is lost. 12:hang+14:reset are two at once. After each case the runs that a schedule
 would make next are made, and everything is compared with the truth. The log
 has to tell what happened.
 
@@ -108,14 +108,22 @@ has had a turn before any has another.
 
 =item try($case)
 
-Plays a case; returns what is wrong.
+Plays a case; returns what is wrong. Several cases joined by + are played
+together; then runs may end for any reason that the README explains.
 
-=item try_faults(@specs)
+=item runs()
 
-Plays the scenario with these faults of the simulator, none of which need be
-met, and returns what is wrong with the result, whatever the log tells.
+All runs in their order, as sync_logs has them; in scalar context their number.
+
+=item heal_and_compare()
+
+Makes the next runs, which have to succeed, and compares; returns what is wrong.
 
 =back
+
+Two functions tell of a run, a row of sync_logs: ending($run) how it ended, and
+is_documented($run) whether it ended well or for a reason that the README
+explains.
 
 =cut
 
@@ -135,11 +143,11 @@ sub survey
 	$scenario->begin;
 	$scenario->play;
 	$self->{requests} = [ $scenario->simulator->journal ];
-	my @runs = $self->_runs;
+	my @runs = $self->runs;
 	my @problems = map { "run of $_->{sync_type}: $_->{status}, $_->{retries} retries" }
 	  grep { $_->{status} ne 'success' || $_->{retries} > 0 } @runs;
 	push @problems, _uncounted(\@runs, $self->{requests});
-	return (@problems, $self->_heal);
+	return (@problems, $self->heal_and_compare);
 }
 
 sub cases
@@ -192,36 +200,48 @@ sub sample
 sub try
 {
 	my ($self, $case) = @_;
-	my ($index, $name) = split /:/, $case;
-	my $variant = $variants{$name // ''} or die "no such fault: $case\n";
-	my $scenario = $self->{scenario};
-	$scenario->begin;
-	$scenario->simulator->fault(nth => $index + 0, times => $variant->{times} // 1, action => $variant->{action});
-	$scenario->play;
-	my ($fault) = $scenario->simulator->faults;
+	my @cases = split /\+/, $case;
+	return $self->_try_several(@cases) if @cases > 1;
+	my $variant = $self->_begin_with($case);
+	my ($fault) = $self->{scenario}->simulator->faults;
 	my @problems = $fault->{hits} ? $self->_told($variant) : 'the fault was not met';
-	return (@problems, $self->_heal);
+	return (@problems, $self->heal_and_compare);
 }
 
-sub try_faults
+# Of several faults none need be met, and which of them the log tells of is
+# not decided.
+sub _try_several
 {
-	my ($self, @specs) = @_;
-	my $scenario = $self->{scenario};
-	$scenario->begin;
-	$scenario->simulator->fault(%$_) foreach @specs;
-	$scenario->play;
-	my @problems = map { "run of $_->{sync_type}: $_->{status}" } grep { !_documented($_) } $self->_runs;
-	return (@problems, $self->_heal);
+	my ($self, @cases) = @_;
+	$self->_begin_with(@cases);
+	my @problems = map { "run of $_->{sync_type} ended " . ending($_) } grep { !is_documented($_) } $self->runs;
+	return (@problems, $self->heal_and_compare);
 }
 
-# Makes the next runs, which have to succeed, and compares.
-sub _heal
+# Plays the scenario with faults; returns the last one's variant.
+sub _begin_with
+{
+	my ($self, @cases) = @_;
+	my $scenario = $self->{scenario};
+	my $variant;
+	$scenario->begin;
+	foreach my $case (@cases)
+	{
+		my ($index, $name) = split /:/, $case;
+		$variant = $variants{$name // ''} or die "no such fault: $case\n";
+		$scenario->simulator->fault(nth => $index + 0, times => $variant->{times} // 1, action => $variant->{action});
+	}
+	$scenario->play;
+	return $variant;
+}
+
+sub heal_and_compare
 {
 	my ($self) = @_;
-	my $before = $self->_runs;
+	my $before = $self->runs;
 	$self->{scenario}->heal;
-	my @runs = $self->_runs;
-	my @problems = map { "next run of $_->{sync_type}: " . _ending($_) }
+	my @runs = $self->runs;
+	my @problems = map { "next run of $_->{sync_type}: " . ending($_) }
 	  grep { $_->{status} ne 'success' } @runs[ $before .. $#runs ];
 	return (@problems, truth_differences($self->{scenario}));
 }
@@ -230,15 +250,14 @@ sub _heal
 # What the log tells
 # ---------------------------------------------------------------------------
 
-# All runs in their order; in scalar context their number.
-sub _runs
+sub runs
 {
 	my ($self) = @_;
 	my @runs = $self->{scenario}->server->sql_json('SELECT * FROM sync_logs ORDER BY created_at');
 	return @runs;
 }
 
-sub _ending
+sub ending
 {
 	my ($run) = @_;
 	my $details = $run->{error_details} || {};
@@ -249,10 +268,10 @@ sub _ending
 sub _told
 {
 	my ($self, $variant) = @_;
-	my @runs = $self->_runs;
+	my @runs = $self->runs;
 	my @failed = grep { $_->{status} ne 'success' } @runs;
-	my @problems = map { "run of $_->{sync_type} ended " . _ending($_) }
-	  grep { !_documented($_) || $_->{error_details}{reason} !~ /^(?:$variant->{reasons})$/ } @failed;
+	my @problems = map { "run of $_->{sync_type} ended " . ending($_) }
+	  grep { !is_documented($_) || $_->{error_details}{reason} !~ /^(?:$variant->{reasons})$/ } @failed;
 	push @problems, 'no run has noticed the fault'
 	  unless @failed || sum0(map { $_->{retries} } @runs) || $variant->{silent};
 	push @problems, _uncounted(\@runs, [ $self->{scenario}->simulator->journal ]) unless $variant->{unseen};
@@ -268,8 +287,7 @@ sub _uncounted
 	return "the runs have counted $counted requests, the simulator " . @$requests;
 }
 
-# Whether a run ended well, or for a reason that the README explains.
-sub _documented
+sub is_documented
 {
 	my ($run) = @_;
 	return 1 if $run->{status} eq 'success';
