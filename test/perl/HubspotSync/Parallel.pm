@@ -24,8 +24,11 @@ use strict;
 use warnings;
 
 use Exporter 'import';
+use HubspotSync::Server;
+use HubspotSync::Simulator;
 use IO::Select;
 use JSON::PP;
+use POSIX ();
 
 our @EXPORT_OK = qw(in_parallel);
 
@@ -70,8 +73,11 @@ sub _start
 	}
 	close $in;
 	$out->autoflush(1);
-	eval { $work->($number, sub { print $out encode_json($_[0]), "\n" }); 1 } or do { warn $@; exit 1; };
-	exit 0;
+	my $fine = eval { $work->($number, sub { print $out encode_json($_[0]), "\n" }); 1 };
+	warn $@ unless $fine;
+	HubspotSync::Server::stop_own();
+	HubspotSync::Simulator::stop_own();
+	POSIX::_exit($fine ? 0 : 1);    # END blocks would stop everybody's servers
 }
 
 1;

@@ -82,6 +82,11 @@ Makes the runs that a schedule would make next, without faults.
 What has become of records that are no more, by id: reason, merged_into, and
 whether there was a row when it happened.
 
+=item forget()
+
+The extension may have been dropped: what its tables have of records that are
+no more, and of former owners, does not count from here on.
+
 =item owners_known_ms()
 
 HubSpot's time from which on it is known who owned a contact.
@@ -134,6 +139,15 @@ sub _certificate
 sub server { return $_[0]{server}; }
 sub simulator { return $_[0]{simulator}; }
 sub fates { return $_[0]{fates}; }
+
+sub forget
+{
+	my ($self) = @_;
+	$_->{known} = 0 foreach values %{ $self->{fates} };
+	$self->{owners_known_ms} = undef;
+	return;
+}
+
 sub owners_known_ms { return $_[0]{owners_known_ms} // $_[0]{simulator}->state->{now_ms}; }
 
 sub careful

@@ -84,11 +84,18 @@ sub new
 END
 {
 	local $?;
+	stop_own();
+}
+
+# Ends the servers that this process has made.
+sub stop_own
+{
 	foreach my $made (@nodes)
 	{
 		my ($owner, $node) = @$made;
 		$node->stop('immediate', fail_ok => 1) if $owner == $$;
 	}
+	return;
 }
 
 # What is printed goes through PostgreSQL's handles, which know bytes only.

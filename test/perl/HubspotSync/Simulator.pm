@@ -149,7 +149,14 @@ sub DESTROY
 
 END
 {
+	stop_own();
+}
+
+# Ends the simulators that this process has started.
+sub stop_own
+{
 	_end($_) foreach keys %running;
+	return;
 }
 
 =pod
