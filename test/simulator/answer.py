@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,22 +25,40 @@ def dump(value: Any) -> bytes:
 class Page:
     """A page of records, kept in parts so that faults can change one of them."""
 
-    items: list[bytes]
+    made: list[bytes] | Callable[[], list[bytes]]  # the records' JSON, or what makes it once it is needed
     after: str | None = None
     link: str | None = None  # of the next page, without its cursor
     head: dict[str, Any] = field(default_factory=dict)  # members before the results
     tail: dict[str, Any] = field(default_factory=dict)  # members after them
     results_text: bytes | None = None  # replaces the results when set
 
+    @property
+    def items(self) -> list[bytes]:
+        """The JSON of the records."""
+        if callable(self.made):
+            self.made = self.made()
+        return self.made
+
+    @items.setter
+    def items(self, items: list[bytes]) -> None:
+        self.made = items
+
     def encode(self) -> bytes:
         """The body of the answer."""
+        return self.front() + self.rest()
+
+    def front(self) -> bytes:
+        """The body up to the end of the results, which is nearly all of it."""
         results = b"[" + b",".join(self.items) + b"]" if self.results_text is None else self.results_text
+        head = dump(self.head)[1:-1] + b"," if self.head else b""
+        return b"{" + head + b'"results":' + results
+
+    def rest(self) -> bytes:
+        """What follows the results."""
         tail = self.tail
         if self.after is not None:
             tail = {**tail, "paging": {"next": self._next()}}
-        head = dump(self.head)[1:-1] + b"," if self.head else b""
-        rest = b"," + dump(tail)[1:-1] if tail else b""
-        return b"{" + head + b'"results":' + results + rest + b"}"
+        return (b"," + dump(tail)[1:-1] if tail else b"") + b"}"
 
     def _next(self) -> dict[str, str]:
         assert self.after is not None
@@ -72,12 +90,18 @@ class Answer:
     content_type: str | None = JSON_TYPE
     headers: dict[str, str] = field(default_factory=dict)
     compress: bool = True
-    cache_key: Hashable = None  # equal keys promise equal bodies
+    cache_key: Hashable = None  # of a page: equal keys promise equal results
     delivery: Delivery = field(default_factory=Delivery)
 
     def payload(self) -> bytes:
         """The body's bytes before any content encoding."""
         return self.body if self.page is None else self.page.encode()
+
+    def as_of_now(self) -> Answer:
+        """The same answer, which later changes of the records do not alter."""
+        if self.page is not None:
+            self.page.items = self.page.items
+        return self
 
 
 def json_answer(value: Any, status: int = 200) -> Answer:

@@ -21,6 +21,7 @@ from writes_api import WritesApi
 
 Route = tuple[str, str, str, Callable[..., Answer]]  # method, path, access, handler
 VERSIONS = ("2026-09", "2026-03")
+_OLD_OBJECTS = "/crm/v3/objects/"  # the paths of published client libraries; the same endpoints
 _URI_TOO_LONG = b"<html>\r\n<head><title>414 Request-URI Too Large</title></head>\r\n</html>\r\n"
 
 
@@ -62,7 +63,8 @@ class Api:
         return answer
 
     def _endpoint(self, call: Call) -> Answer:
-        handler, values, known = self._router.find(call.method, call.path)
+        path = call.path.replace(_OLD_OBJECTS, f"/crm/objects/{VERSIONS[0]}/", 1)
+        handler, values, known = self._router.find(call.method, path)
         call.version = values.pop("version", VERSIONS[0])
         if call.version not in VERSIONS:
             raise not_found()

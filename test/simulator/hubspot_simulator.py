@@ -45,6 +45,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--limits", choices=("on", "off"), default="off")
     parser.add_argument("--search-lag-ms", type=int, default=0)
     parser.add_argument("--gzip", choices=("on", "off"), default="on")
+    parser.add_argument("--page-cache-mb", type=int, default=128, help="compressed pages kept ready")
     parser.add_argument("--certificate", help="PEM file; serves TLS")
     parser.add_argument("--key", help="PEM file of the certificate's key")
     parser.add_argument("--other-certificate", help="PEM file with certificate and key that a fault shows instead")
@@ -83,12 +84,13 @@ async def serve(simulator: Simulator, arguments: argparse.Namespace) -> None:
     """Listen, say where, and serve for ever."""
     context = tls_context(arguments.certificate, arguments.key) if arguments.certificate else None
     other = tls_context(arguments.other_certificate, arguments.other_certificate) if arguments.other_certificate else None
-    server = Server(simulator, context, other)
+    cache_bytes = arguments.page_cache_mb << 20
+    server = Server(simulator, cache_bytes, context, other)
     port = await server.start(arguments.port)
     simulator.count_connections = server.connections
     line = f"listening on {'https' if context else 'http'}://127.0.0.1:{port}"
     if arguments.control_port is not None:
-        control_port = await Server(simulator).start(arguments.control_port)
+        control_port = await Server(simulator, cache_bytes).start(arguments.control_port)
         line += f" control http://127.0.0.1:{control_port}"
     print(line, flush=True)
     await asyncio.Event().wait()

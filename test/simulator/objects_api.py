@@ -34,10 +34,11 @@ class ObjectsApi:
         start = _cursor(query.get("after", "0"))
         ids = (table.archived if query.get("archived") == "true" else table.live).slice_from(start, limit + 1)
         past = self._past(call)
-        page = Page(table.renderer_for_text(query.get("properties"), past).page(ids[:limit]))
+        renderer = table.renderer_for_text(query.get("properties"), past)
+        page = Page(lambda: renderer.page(ids[:limit]))
         if len(ids) > limit:
             page.after, page.link = str(ids[limit]), next_link(call)
-        return Answer(page=page, cache_key=(table.version, past, call.target))
+        return Answer(page=page, cache_key=(table.version, renderer.number, tuple(ids)))
 
     def read(self, call: Call, table: Table, id: str) -> Answer:
         """A single record; a merged-away id leads to the survivor, whose id the answer carries.

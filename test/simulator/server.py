@@ -14,37 +14,56 @@ from typing import Any
 
 from aiohttp import web
 
-from answer import Answer
+from answer import Answer, Page
 from call import Call
 from simulator import Outcome, Simulator
 
 _MAX_LINE = 1 << 20  # request lines may be far longer than HubSpot takes, so that the 414 is ours
 _MAX_BODY = 64 << 20
 _WORTH_COMPRESSING = 256
-_CACHE_BYTES = 128 << 20
+_GZIP_HEADER = b"\x1f\x8b\x08\0\0\0\0\0\4\xff"
+_GZIP_END = struct.Struct("<II").pack
 _POLL_SECONDS = 0.02
 _SLOW_STEP_SECONDS = 0.05
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
 
 
 class GzipCache:
-    """Compressed bodies of list pages, valid as long as their key, which names the table's version."""
+    """Compressed results of list pages, valid as long as their key, which names the table's version.
 
-    def __init__(self) -> None:
-        self._bodies: OrderedDict[Hashable, bytes] = OrderedDict()
-        self._bytes = 0
+    What follows the results differs from client to client, for it has a link; it is compressed each time.
+    """
 
-    def compressed(self, key: Hashable, answer: Answer) -> bytes:
-        """The gzip form of an answer's body."""
-        if key is None:
-            return _gzip(answer.payload())
-        body = self._bodies.get(key)
-        if body is None:
-            body = self._bodies[key] = _gzip(answer.payload())
-            self._bytes += len(body)
-            while self._bytes > _CACHE_BYTES:
-                self._bytes -= len(self._bodies.popitem(last=False)[1])
-        return body
+    def __init__(self, room: int) -> None:
+        self._fronts: OrderedDict[Hashable, tuple[bytes, int, int]] = OrderedDict()  # deflated, checksum, length
+        self._room = room
+
+    def compressed(self, answer: Answer) -> bytes:
+        """The gzip form of the body of an answer that has a cache key."""
+        assert answer.page is not None
+        packed, checksum, length = self._front(answer.cache_key, answer.page)
+        rest = answer.page.rest()
+        checksum = zlib.crc32(rest, checksum)
+        return b"".join((_GZIP_HEADER, packed, _deflate(rest, zlib.Z_FINISH), _GZIP_END(checksum, length + len(rest))))
+
+    def _front(self, key: Hashable, page: Page) -> tuple[bytes, int, int]:
+        kept = self._fronts.get(key)
+        if kept is None:
+            front = page.front()
+            # Flushed to a byte's edge, so that another piece can follow.
+            kept = _deflate(front, zlib.Z_FULL_FLUSH), zlib.crc32(front), len(front)
+            self._fronts[key] = kept
+            self._room -= len(kept[0])
+            while self._room < 0:
+                self._room += len(self._fronts.popitem(last=False)[1][0])
+        else:
+            self._fronts.move_to_end(key)
+        return kept
+
+
+def _deflate(data: bytes, how: int) -> bytes:
+    packer = zlib.compressobj(1, zlib.DEFLATED, -15)
+    return packer.compress(data) + packer.flush(how)
 
 
 def _gzip(body: bytes) -> bytes:
@@ -64,10 +83,14 @@ class Server:
     """Binds the simulator to a loopback port."""
 
     def __init__(
-        self, simulator: Simulator, context: ssl.SSLContext | None = None, other: ssl.SSLContext | None = None
+        self,
+        simulator: Simulator,
+        cache_bytes: int,
+        context: ssl.SSLContext | None = None,
+        other: ssl.SSLContext | None = None,
     ) -> None:
         self._simulator = simulator
-        self._cache = GzipCache()
+        self._cache = GzipCache(cache_bytes)
         self._context = context
         self._other = other
         self._others_left = 0  # how many connections see the other certificate
@@ -193,8 +216,7 @@ class Reply(web.StreamResponse):
         accepted = "gzip" in self._call.headers.get("Accept-Encoding", "")
         wanted = accepted and answer.compress and self._simulator.config.gzip
         if wanted and answer.cache_key is not None:
-            key = (answer.cache_key, self._call.headers.get("Host"))  # pages carry a link with the host
-            body = self._cache.compressed(key, answer)
+            body = self._cache.compressed(answer)
             headers["Content-Encoding"] = "gzip"
         else:
             body = answer.payload()

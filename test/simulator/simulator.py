@@ -85,7 +85,7 @@ class Simulator:
             answer = self._api.answer(call)
         else:
             entry.fault = fault.kind
-            answer = await apply_fault(fault, call, lambda: self._api.answer(call))
+            answer = await apply_fault(fault, call, lambda: self._api.answer(call).as_of_now())
         self.faults.remember(call, answer)
         return Outcome(answer, entry, after)
 

@@ -363,6 +363,7 @@ class Renderer:
     """
 
     def __init__(self, table: Table, names: tuple[str, ...], past: tuple[str, ...]) -> None:
+        self.number = next(_versions)  # tells it from all others
         self._table = table
         self._names = names
         self._past = past

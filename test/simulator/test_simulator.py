@@ -1207,6 +1207,20 @@ class TransportTest(SimulatorCase):
         self.config(gzip=False)
         self.assertNotIn("Content-Encoding", self.call("GET", CONTACTS, Accept_Encoding="gzip").headers)
 
+    def test_gzip_of_equal_pages(self) -> None:
+        """Pages with the same records share what is compressed, and differ in what follows the results."""
+        paths = [f"{CONTACTS}?limit=3&properties=email,phone", f"{CONTACTS}?properties=phone,email&limit=3&x=1"]
+        paths.append(f"{CONTACTS}?limit=3&properties=email")
+        packed = [gzip.decompress(self.call("GET", path, Accept_Encoding="gzip").body) for path in paths]
+        self.assertEqual(packed, [self.call("GET", path).body for path in paths])
+        self.assertEqual(len(set(packed)), 3)
+
+    def test_old_paths(self) -> None:
+        old = "/crm/v3/objects/contacts"
+        self.assertEqual(self.get(f"{old}?limit=3")["results"], self.get(f"{CONTACTS}?limit=3")["results"])
+        self.assertIn(f"{old}?", self.get(f"{old}?limit=3")["paging"]["next"]["link"])
+        self.assertEqual(self.call("PATCH", f"{old}/{self.ids()[0]}", {"properties": {"phone": "1"}}).status, 200)
+
     def test_latency(self) -> None:
         self.config(latency_ms=60)
         begun = time.monotonic()
