@@ -206,6 +206,11 @@ missing_packages() {
             missing_program prometheus-postgres-exporter prometheus-postgres-exporter
             missing_program promtool prometheus
             ;;
+        bench)
+            missing_header libpq-fe.h libpq libpq-dev
+            missing_program node nodejs
+            missing_program npm npm
+            ;;
         lint)
             missing_program clang clang
             missing_program clang-format-14 clang-format-14
@@ -338,7 +343,7 @@ copy_tree() {
     local target=$1
     mkdir -p "$target"
     tar -C "$root" --exclude=./.git --exclude='*.o' --exclude='*.bc' --exclude='*.so' \
-        --exclude=./tmp_check --exclude=./results --exclude=__pycache__ -cf - . |
+        --exclude=./tmp_check --exclude=./results --exclude=__pycache__ --exclude=node_modules -cf - . |
         tar -C "$target" -xf -
 }
 
@@ -456,6 +461,7 @@ sql() {
 # option --stay is among them.
 simulator_start() {
     local out="$work/simulator.out" attempt
+    : >"$out" # it is read before the simulator may have opened it
     "$python" "$root/test/simulator/hubspot_simulator.py" "$@" \
         >"$out" 2>"$work/simulator.log" </dev/null &
     simulator_pid=$!
