@@ -10,6 +10,9 @@ from urllib.parse import parse_qsl
 from errors import ApiError
 
 
+_LISTS = {"properties", "propertiesWithHistory"}  # client libraries repeat them
+
+
 class Call:
     """Method, path, query, headers and body of one request; parsed only as far as needed."""
 
@@ -33,9 +36,12 @@ class Call:
 
     @property
     def query(self) -> dict[str, str]:
-        """Decoded query parameters; of a repeated one the last."""
+        """Decoded query parameters; of a repeated one the last, but lists of properties are put together."""
         if self._query is None:
-            self._query = dict(parse_qsl(self.query_string, keep_blank_values=True))
+            pairs = parse_qsl(self.query_string, keep_blank_values=True)
+            self._query = dict(pairs)
+            for name in _LISTS & self._query.keys():
+                self._query[name] = ",".join(value for given, value in pairs if given == name)
         return self._query
 
     def json(self) -> dict[str, Any]:

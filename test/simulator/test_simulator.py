@@ -1211,9 +1211,14 @@ class TransportTest(SimulatorCase):
         """Pages with the same records share what is compressed, and differ in what follows the results."""
         paths = [f"{CONTACTS}?limit=3&properties=email,phone", f"{CONTACTS}?properties=phone,email&limit=3&x=1"]
         paths.append(f"{CONTACTS}?limit=3&properties=email")
+        paths.append(f"{CONTACTS}?limit=3&properties=email&properties=phone")
         packed = [gzip.decompress(self.call("GET", path, Accept_Encoding="gzip").body) for path in paths]
         self.assertEqual(packed, [self.call("GET", path).body for path in paths])
-        self.assertEqual(len(set(packed)), 3)
+        self.assertEqual(len(set(packed)), 4)
+        results = [json.loads(body)["results"] for body in packed]
+        self.assertEqual(results[0], results[1])
+        self.assertEqual(results[0], results[3])
+        self.assertNotEqual(results[0], results[2])
 
     def test_old_paths(self) -> None:
         old = "/crm/v3/objects/contacts"
