@@ -1,0 +1,207 @@
+# shellcheck shell=bash
+# Setting up, measuring and comparing for bench/run; to be sourced.
+#
+# A row's contacts stand in a schema of its name, hubspot_sync's in public, and
+# what all of them have to be in the schema truth.
+
+# A fresh server and a fresh simulator with so many contacts, and what else the
+# options say. The server's settings are those of a small machine; it does not
+# wait for its disk, which is not what is measured.
+set_up() {
+    local contacts=$1
+    shift
+    take_down
+    say "setting up with $contacts contacts"
+    simulator_start --contacts "$contacts" --deals 0 --companies 0 --wide 300 --token "$HUBSPOT_TOKEN" \
+        --page-cache-mb 4096 "$@"
+    export SIMULATOR_URL="$simulator_url" SIMULATOR_PID="$simulator_pid" HUBSPOT_URL="$simulator_url"
+    (umask 077 && printf '%s\n' "$HUBSPOT_TOKEN" >"$work/token")
+    give "$work/token"
+    server_start <<-CONF
+	hubspot_sync.api_url = '$simulator_url'
+	hubspot_sync.access_token_file = '$work/token'
+	# An hour passes quickly here: without this a later repetition would read
+	# the changes of earlier ones again.
+	hubspot_sync.deep_overlap = 300
+	shared_buffers = 1GB
+	max_wal_size = 16GB
+	checkpoint_timeout = 1h
+	autovacuum = off
+	max_worker_processes = 16
+	CONF
+    sql -c 'CREATE EXTENSION hubspot_sync' -f "$bench/tables.sql"
+    loaded=''
+    offset_ms=0
+    conditions 0 off
+}
+
+take_down() {
+    server_stop
+    simulator_stop || true
+    rm -rf "$work/data"
+}
+
+# Latency and limits from now on. Where nobody enforces limits, hubspot_sync is
+# told so: it would keep to them.
+latency=0
+limit=off
+conditions() {
+    latency=$1
+    limit=$2
+    set_simulator "\"latency_ms\": $latency, \"limits\": $([ "$limit" = on ] && echo true || echo false)"
+    local known=1000000
+    [ "$limit" = off ] || known=DEFAULT
+    sql -c "LOAD 'hubspot_sync'" \
+        -c "ALTER SYSTEM SET hubspot_sync.burst_limit = $known" \
+        -c "ALTER SYSTEM SET hubspot_sync.search_limit = $known" \
+        -c 'SELECT pg_reload_conf()' >"$work/reload.out"
+}
+
+set_simulator() {
+    control POST config "{\"journal_bodies\": false, $1}" >"$work/control.out"
+}
+
+# A member of the simulator's state: "now_ms" or "objects contacts live".
+state() {
+    control GET state '' | "$python" -c '
+import json, sys
+value = json.load(sys.stdin)
+for name in sys.argv[1:]:
+    value = value[name]
+print(value)' "$@"
+}
+
+# --- measuring ---
+
+last_seconds=0
+
+# Adds a line to the CSV file: conditions, kind, and what bench/watch.py takes.
+measure() {
+    local conditions="$1,latency_ms=$latency,limits=$limit"
+    shift
+    last_seconds="$("$python" "$bench/watch.py" "$csv" "$conditions" "$@")" || die "no figures of $*"
+    printf '  %s: %s s\n' "${conditions//,/, }" "$last_seconds"
+}
+
+unmeasured() {
+    "$python" "$bench/watch.py" /dev/null work=none "$@" >"$work/unmeasured.out" || die "no end of $*"
+}
+
+# Rows that have shown to be too slow to be repeated.
+declare -A too_slow=()
+
+is_due() {
+    wants "$1" && [ -z "${too_slow[$1]:-}" ]
+}
+
+note_slow() {
+    [ "${last_seconds%.*}" -lt "$slow" ] || too_slow[$1]=yes
+}
+
+# The time between two requests that keeps a client below a limit: 190 in 10 s,
+# or for searches 5 a second.
+interval_for() {
+    if [ "$limit" = off ]; then
+        echo 0
+    elif [ "$1" = search ]; then
+        echo 205
+    else
+        echo 53
+    fi
+}
+
+# --- contacts ---
+
+names='' # of the properties asked for
+
+# Asks for 30 or 300 properties from now on, of which 9 are always asked for.
+ask_for() {
+    local first=email,firstname,lastname,phone,hubspot_owner_id,lifecyclestage,hs_lead_status,createdate
+    local more=address,annualrevenue,city,company,country,date_of_birth,hs_analytics_source,hs_email_optout,hs_language
+    more+=,hs_timezone,industry,jobtitle,message,mobilephone,notes_last_contacted,num_associated_deals,num_notes
+    more+=,numemployees,state,website,zip
+    [ "$1" = 30 ] || more="$(printf ',extra_%03d' $(seq 291) | cut -c 2-)"
+    names="$first,hs_merged_object_ids,$more"
+    sql -c "UPDATE sync_types SET properties = string_to_array('$names', ',') WHERE sync_type = 'contacts'"
+}
+
+# What runs a row's pull: its kind (load into empty tables, or merge), and for
+# changes since when. A search may be made less often than a list be read.
+set_command() {
+    local row=$1 kind=$2 since=${3:-}
+    INTERVAL_MS="$(interval_for "${since:+search}")"
+    export INTERVAL_MS
+    case $row in
+        truth | floor)
+            command=(client env "PGOPTIONS=-c search_path=$row,public" "$work/floor" "$kind" "$names" ${since:+"$since"}) ;;
+        diy) command=(client node "$work/diy/pull.js" "$names" ${since:+"$since"}) ;;
+        *) command=(worker contacts "$([ -n "$since" ] && echo incremental || echo full)") ;;
+    esac
+}
+
+pull() {
+    local conditions=$1
+    local -a command
+    shift
+    set_command "$@"
+    measure "$conditions,row=$1" "${command[@]}"
+    note_slow "$1"
+}
+
+pull_unmeasured() {
+    local -a command
+    set_command "$@"
+    unmeasured "${command[@]}"
+}
+
+schema_of() {
+    case $1 in
+        truth | floor | diy) echo "$1" ;;
+        *) echo public ;;
+    esac
+}
+
+empty() {
+    local schema
+    schema="$(schema_of "$1")"
+    [ "$1" = diy ] || sql -c "TRUNCATE $schema.contact_owner_history"
+    [ "$schema" != public ] || sql -c 'TRUNCATE sync_state, sync_owner_reads, sync_runs, sync_absences'
+    sql -c "TRUNCATE $schema.contacts"
+}
+
+# A time is believed only if the row came to the same contacts as the truth, and
+# those are as many as the simulator's.
+compare() {
+    local schema found expected
+    schema="$(schema_of "$1")"
+    found="$(sql -At -c "SELECT bench_digest('$schema.contacts')")"
+    expected="$(sql -At -c "SELECT bench_digest('truth.contacts')")"
+    [ "$found" = "$expected" ] ||
+        die "contacts of $1 differ: $found instead of $expected; its time means nothing"
+    [[ $found == "$(state objects contacts live) rows,"* ]] ||
+        die "contacts of $1 are not as many as HubSpot's: $found; its time means nothing"
+}
+
+compare_history() {
+    [ "$(sql -At -c "SELECT bench_history_digest('$(schema_of "$1").contact_owner_history')")" = \
+        "$(sql -At -c "SELECT bench_history_digest('truth.contact_owner_history')")" ] ||
+        die "the history of owners of $1 differs; its time means nothing"
+}
+
+# Has all rows hold all contacts with so many properties. It also makes the
+# simulator's pages ready, so that no row meets it making them.
+loaded=''
+load_all() {
+    local ms=$latency how=$limit row
+    [ "$loaded" != "$1" ] || return 0
+    conditions 0 off
+    ask_for "$1"
+    for row in truth "${rows[@]}"; do
+        empty "$row"
+        pull_unmeasured "$row" load
+        compare "$row"
+    done
+    sql -c 'VACUUM ANALYZE'
+    loaded=$1
+    conditions "$ms" "$how"
+}

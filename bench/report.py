@@ -1,0 +1,176 @@
+#!/usr/bin/python3
+"""Prints the table of a CSV file of bench/run: medians, each work's rows together, and which targets are met.
+
+    report.py FILE
+
+A ratio is a row's time divided by floor's. "CPU ms/k" is CPU time for 1,000 records. "sim." is the share of the time
+in which the simulator computed: near 100 % it is the simulator that was measured. Ends with status 0, whatever the
+targets say: they are for reading.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Callable, Iterable
+from statistics import median
+from typing import Any
+
+CONDITIONS = ("work", "contacts", "properties", "changes", "latency_ms", "limits")
+FLOOR = "floor"
+OURS = "hubspot_sync"
+DIY = "diy"
+
+Case = tuple[str, ...]  # of CONDITIONS
+Row = dict[str, float]  # medians by column
+
+
+def read(path: str) -> dict[Case, dict[str, Row]]:
+    """Medians by case and row, in the order of the file."""
+    lines: dict[Case, dict[str, list[dict[str, str]]]] = {}
+    with open(path, newline="", encoding="utf-8") as file:
+        for line in csv.DictReader(file):
+            case = tuple(line[name] for name in CONDITIONS)
+            lines.setdefault(case, {}).setdefault(line["row"], []).append(line)
+    return {case: {name: medians(runs) for name, runs in rows.items()} for case, rows in lines.items()}
+
+
+def medians(runs: list[dict[str, str]]) -> Row:
+    """The median of each column that has numbers, and how many runs there were."""
+    row = {"n": float(len(runs))}
+    for name in runs[0]:
+        if name not in (*CONDITIONS, "row", "repetition"):
+            values = [float(run[name]) for run in runs if run[name]]
+            if values:
+                row[name] = median(values)
+    return row
+
+
+# The table
+
+Cell = Callable[[Row, "Row | None"], "float | None"]
+
+
+def ratio(row: Row, floor: Row | None) -> float | None:
+    """How many times the floor's time."""
+    return row["seconds"] / floor["seconds"] if floor and floor["seconds"] else None
+
+
+def per_second(row: Row, floor: Row | None = None) -> float | None:
+    """Records a second."""
+    return row["records"] / row["seconds"] if row.get("records") else None
+
+
+def cpu_per_thousand(row: Row, floor: Row | None = None) -> float | None:
+    """Milliseconds of CPU for 1,000 records, if there are enough of them to tell."""
+    return 1e6 * row["cpu_seconds"] / row["records"] if row.get("records", 0) >= 500 and "cpu_seconds" in row else None
+
+
+def plain(name: str, factor: float = 1) -> Cell:
+    """A column as it is."""
+    return lambda row, floor: row[name] * factor if name in row else None
+
+
+COLUMNS: list[tuple[str, str, Cell]] = [
+    ("s", "{:,.2f}", plain("seconds")),
+    ("x floor", "{:.2f}", ratio),
+    ("records/s", "{:,.0f}", per_second),
+    ("CPU s", "{:,.2f}", plain("cpu_seconds")),
+    ("CPU ms/k", "{:,.1f}", cpu_per_thousand),
+    ("RSS MB", "{:,.1f}", plain("rss_kb", 1 / 1024)),
+    ("WAL MB", "{:,.2f}", plain("wal_bytes", 1 / (1 << 20))),
+    ("requests", "{:,.0f}", plain("requests")),
+    ("429", "{:.0f}", plain("refused")),
+    ("sim. %", "{:.0f}", plain("simulator_share", 100)),
+    ("limit %", "{:.1f}", plain("limit_share", 100)),
+    ("n", "{:.0f}", plain("n")),
+]
+
+
+def title(case: Case) -> str:
+    """What is done under which conditions."""
+    named = dict(zip(CONDITIONS, case))
+    parts = [named["work"]]
+    parts += [f"{int(named['contacts']):,} contacts"] if named["contacts"] else []
+    parts += [f"{named['properties']} properties"] if named["properties"] else []
+    parts += [f"{int(named['changes']):,} changed"] if named["changes"] else []
+    parts += [f"{named['latency_ms']} ms", f"limits {named['limits']}"]
+    return ", ".join(parts)
+
+
+def table(cases: dict[Case, dict[str, Row]]) -> Iterable[str]:
+    """The lines of the table."""
+    head = f"{'':16}" + "".join(f"{name:>11}" for name, _, _ in COLUMNS)
+    yield head
+    for case, rows in cases.items():
+        yield title(case)
+        for name, row in rows.items():
+            cells = [cell(row, rows.get(FLOOR)) for _, _, cell in COLUMNS]
+            texts = ["" if value is None else form.format(value) for value, (_, form, _) in zip(cells, COLUMNS)]
+            yield f"  {name:14}" + "".join(f"{text:>11}" for text in texts)
+
+
+# The targets
+
+Found = tuple[str, float, str, float]  # what, value, comparison, bound
+
+
+def targets(case: Case, rows: dict[str, Row]) -> Iterable[Found]:
+    """The targets that a case can tell of."""
+    named: dict[str, Any] = dict(zip(CONDITIONS, case))
+    ours = rows.get(OURS)
+    work = named["work"]
+    if work == "strategy" and "list_and_search" in rows:
+        yield "records a second", per_second(rows["list_and_search"]) or 0, ">=", 1800
+    if ours is None:
+        return
+    if work == "pull" and named["latency_ms"] == "0" and named["limits"] == "off":
+        if FLOOR in rows:
+            yield "times the floor", ratio(ours, rows[FLOOR]) or 0, "<=", 2
+        if DIY in rows:
+            yield "times as fast as do-it-yourself", rows[DIY]["seconds"] / ours["seconds"], ">=", 3
+        if named["properties"] == "30":
+            yield "CPU ms for 1,000 records", cpu_per_thousand(ours) or 0, "<=", 25
+    if work == "unchanged":
+        # the log entry and its checkpoint, and full-page images of their pages
+        yield "kB of WAL beyond 1 kB a page", max(ours["wal_bytes"] / 1024 - ours["requests"], 0), "<=", 128
+    if work == "incremental" and named["changes"] == "0":
+        yield "requests", ours["requests"], "<=", 2
+    if work == "memory":
+        yield "MB of RssAnon", ours["rss_kb"] / 1024, "<=", 64
+    if work == "saturation":
+        yield "% of the account's limit", 100 * ours["limit_share"], ">=", 95
+        yield "answers 429", ours["refused"], "<=", 0
+    if work == "fairness: push":
+        yield "% of the requests", 100 * ours["limit_share"], ">=", 25
+    if work == "fairness: owners":
+        yield "seconds", ours["seconds"], "<=", 5
+
+
+def flatness(cases: dict[Case, dict[str, Row]]) -> Iterable[Found]:
+    """How much memory grows with the number of records."""
+    memory = [rows[OURS]["rss_kb"] for case, rows in cases.items() if case[0] == "memory" and OURS in rows]
+    if len(memory) > 1:
+        yield "MB of growth from the fewest to the most", (max(memory) - min(memory)) / 1024, "<=", 4
+
+
+def verdict(where: str, found: Found) -> str:
+    """A line about one target."""
+    what, value, comparison, bound = found
+    met = value <= bound if comparison == "<=" else value >= bound
+    return f"target {'met   ' if met else 'MISSED'}  {where}: {value:,.1f} {what} (target {comparison} {bound:,.0f})"
+
+
+def main() -> None:
+    """The table, then the targets."""
+    cases = read(sys.argv[1])
+    print("\n".join(table(cases)), end="\n\n")
+    for case, rows in cases.items():
+        for found in targets(case, rows):
+            print(verdict(title(case), found))
+    for found in flatness(cases):
+        print(verdict("memory", found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+-- Tables of the rows that are compared with hubspot_sync: each has a schema
+-- with a copy of contacts, indexes included, and a note of what it pushed last.
+-- What all of them have to come to is in the schema truth.
+-- bench_digest() is equal for equal rows, whatever their order; it leaves out
+-- the columns that say when we wrote them.
+
+CREATE SCHEMA floor;
+CREATE TABLE floor.contacts (LIKE contacts INCLUDING ALL);
+CREATE TABLE floor.contact_owner_history (LIKE contact_owner_history INCLUDING ALL);
+CREATE TABLE floor.sent (user_id integer PRIMARY KEY, contact_id text, properties jsonb);
+
+CREATE SCHEMA truth;
+CREATE TABLE truth.contacts (LIKE contacts INCLUDING ALL);
+CREATE TABLE truth.contact_owner_history (LIKE contact_owner_history INCLUDING ALL);
+
+CREATE SCHEMA diy;
+CREATE TABLE diy.contacts (LIKE contacts INCLUDING ALL);
+CREATE TABLE diy.sent (user_id integer PRIMARY KEY, properties jsonb);
+
+CREATE FUNCTION bench_digest(contacts regclass) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    digest text;
+BEGIN
+    EXECUTE format('SELECT count(*) || '' rows, digest '' || coalesce(sum(hashtextextended(r::text, 0)::numeric), 0)
+        FROM (SELECT connection_id, hubspot_contact_id, email, first_name, last_name, phone, owner_id, lifecycle_stage,
+            status, created_at, properties, archived, archived_at, archived_reason, merged_into, hubspot_updated_at
+            FROM %s) r', contacts) INTO digest;
+    RETURN digest;
+END $$;
+
+CREATE FUNCTION bench_history_digest(history regclass) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    digest text;
+BEGIN
+    EXECUTE format('SELECT count(*) || '' rows, digest '' || coalesce(sum(hashtextextended(r::text, 0)::numeric), 0)
+        FROM %s r', history) INTO digest;
+    RETURN digest;
+END $$;

@@ -1,0 +1,125 @@
+#!/usr/bin/python3
+"""Lets several runs of hubspot_sync share one account's limits and appends how they did to a CSV file.
+
+    together.py OUT CONDITIONS saturation     four full loads and owners at once: how much of the limit they use
+    together.py OUT CONDITIONS fairness       three full loads; beside them owners, and a push of students
+
+The share of the limit is that of requests answered between the third second, when all are under way, and the end of
+the first load. A push's share is that of all requests made while it ran. See watch.py for CONDITIONS and environment.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from watch import append, control, sql
+
+LIMIT_PER_SECOND = 190 / 10
+STARTED_SECONDS = 3
+POLL_SECONDS = 0.2
+
+Entry = dict[str, Any]
+
+
+def trigger(*types: str) -> list[str]:
+    """Request full runs, or a push; the ids of the runs."""
+    return [sql(f"SELECT trigger_hubspot_sync('{name}', '{'auto' if name == 'progress' else 'full'}')") for name in types]
+
+
+def wait_for(ids: list[str]) -> None:
+    """Until all of the runs have ended well."""
+    among = "(" + ", ".join(f"'{run_id}'" for run_id in ids) + ")"
+    while sql(f"SELECT count(*) FROM sync_logs WHERE id IN {among} AND status IN ('pending', 'running')") != "0":
+        time.sleep(POLL_SECONDS)
+    bad = sql(f"SELECT sync_type, status, error_details FROM sync_logs WHERE id IN {among} AND status <> 'success'")
+    if bad:
+        sys.exit(f"together.py: {bad}")
+
+
+def span_ms(run_id: str, begin: str = "started_at") -> tuple[float, float]:
+    """When a run began and ended."""
+    begin, end = sql(
+        f"SELECT extract(epoch FROM {begin}) * 1000, extract(epoch FROM completed_at) * 1000"
+        f" FROM sync_runs WHERE id = '{run_id}'"
+    ).split("|")
+    return float(begin), float(end)
+
+
+def journal() -> list[Entry]:
+    """All requests."""
+    entries: list[Entry] = control("GET", "journal?bodies=false")
+    return entries
+
+
+def between(entries: list[Entry], begin: float, end: float) -> list[Entry]:
+    """Those that came in a span of time."""
+    return [entry for entry in entries if begin <= entry["at_ms"] < end]
+
+
+def is_load(entry: Entry) -> bool:
+    """Whether it is a page of a load; a push makes other requests."""
+    return entry["method"] == "GET" and "/crm/objects/" in entry["path"]
+
+
+def is_limited(entry: Entry) -> bool:
+    """Whether it was taken out of the account's 190 in 10 seconds."""
+    return entry["status"] != 429 and not entry["path"].endswith("/search")
+
+
+def line_of(work: str, run_id: str, entries: list[Entry], begin: str = "started_at") -> Entry:
+    """What the CSV file gets of a run, or of several that one stands for."""
+    start, end = span_ms(run_id, begin)
+    return {
+        "work": work, "repetition": 1, "seconds": (end - start) / 1000, "requests": len(entries),
+        "refused": sum(entry["status"] == 429 for entry in entries),
+    }  # fmt: skip
+
+
+def saturation() -> list[Entry]:
+    """Four loads and owners at once."""
+    loads = trigger("contacts", "deals", "companies", "calls")
+    wait_for(loads + trigger("owners"))
+    spans = [span_ms(run_id) for run_id in loads]
+    begin = min(start for start, _ in spans) + STARTED_SECONDS * 1000
+    end = min(end for _, end in spans)
+    entries = journal()
+    used = sum(map(is_limited, between(entries, begin, end)))
+    longest = max(loads, key=lambda run_id: span_ms(run_id)[1])
+    line = line_of("saturation", longest, entries)
+    return [{**line, "limit_share": used / (LIMIT_PER_SECOND * max(end - begin, 1) / 1000)}]
+
+
+def fairness() -> list[Entry]:
+    """A push of all students, who have changed, and a person's run beside three loads."""
+    sql("UPDATE user_xp SET total_xp = total_xp + 1")
+    loads = trigger("contacts", "deals", "companies")
+    time.sleep(STARTED_SECONDS)
+    owners = trigger("owners")
+    wait_for(owners)
+    push = trigger("progress")
+    wait_for(push)
+    still_loading = sql("SELECT count(*) FROM sync_logs WHERE status = 'running'")
+    wait_for(loads)
+    if still_loading != "3":
+        sys.exit("together.py: the loads were over too early to disturb anybody; take more records")
+    entries = journal()
+    meanwhile = between(entries, *span_ms(push[0]))
+    of_push = [entry for entry in meanwhile if not is_load(entry)]
+    return [
+        line_of("fairness: owners", owners[0], between(entries, *span_ms(owners[0])), "created_at"),
+        {**line_of("fairness: push", push[0], of_push), "limit_share": len(of_push) / max(len(meanwhile), 1)},
+    ]
+
+
+def main() -> None:
+    """One line, or one of each who had to get a share."""
+    out, conditions, what = sys.argv[1:]
+    control("DELETE", "journal")
+    for line in {"saturation": saturation, "fairness": fairness}[what]():
+        append(out, {**dict(item.split("=", 1) for item in conditions.split(",")), **line})
+
+
+if __name__ == "__main__":
+    main()

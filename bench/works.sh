@@ -1,0 +1,318 @@
+# shellcheck shell=bash
+# The work that bench/run measures, one function work_NAME each; to be sourced.
+
+# --- pull, unchanged, incremental ---
+
+# Calls a function for each size, number of properties, latency and limits.
+for_each() {
+    local action=$1 size count ms how
+    shift
+    for size in "${sizes[@]}"; do
+        set_up "$size"
+        for count in "$@"; do
+            for ms in "${latencies[@]}"; do
+                for how in "${limits[@]}"; do
+                    conditions "$ms" "$how"
+                    too_slow=()
+                    "$action" "$size" "$count"
+                done
+            done
+        done
+    done
+}
+
+# All contacts into empty tables.
+work_pull() {
+    say "pull"
+    for_each pull_all "${properties[@]}"
+}
+
+pull_all() {
+    load_all "$2"
+    take_turns "work=pull,contacts=$1,properties=$2" load
+}
+
+# All contacts once more; nothing has changed.
+work_unchanged() {
+    say "unchanged"
+    for_each pull_again "${properties[@]}"
+}
+
+pull_again() {
+    load_all "$2"
+    take_turns "work=unchanged,contacts=$1,properties=$2" merge
+}
+
+# Rows take turns, so that a slow moment of the machine meets all of them.
+take_turns() {
+    local conditions=$1 kind=$2 row repetition
+    for repetition in $(seq "$repeat"); do
+        for row in "${rows[@]}"; do
+            is_due "$row" || continue
+            [ "$kind" != load ] || empty "$row"
+            pull "$conditions,repetition=$repetition" "$row" "$kind"
+            compare "$row"
+            [ "$kind" != load ] || [ "$row" = diy ] || compare_history "$row"
+        done
+    done
+}
+
+# How much further HubSpot's clock goes before changes are made, so that those
+# before lie further back than the overlap of incremental runs.
+step_ms=400000
+since='' # when the changes to be read began
+
+# What has changed since, by search. With 300 properties a search does not fit
+# into HubSpot's 3,000 characters, which is another story.
+work_incremental() {
+    say "incremental"
+    for_each pull_changes 30
+}
+
+pull_changes() {
+    local size=$1 count=$2 n repetition
+    load_all "$count"
+    for n in "${changes[@]}"; do
+        [ "$n" -le "$size" ] || continue
+        too_slow=()
+        for repetition in $(seq "$repeat"); do
+            change "$n" "change $n.$repetition"
+            read_changes "work=incremental,contacts=$size,properties=$count,changes=$n,repetition=$repetition"
+        done
+    done
+}
+
+# Gives n contacts another phone number, all at one instant of HubSpot's, and
+# has the truth say so.
+change() {
+    local n=$1 phone=$2
+    offset_ms=$((offset_ms + step_ms))
+    set_simulator "\"clock_offset_ms\": $offset_ms"
+    since="$(state now_ms)"
+    [ "$n" = 0 ] ||
+        control POST touch/contacts "{\"count\": $n, \"properties\": {\"phone\": \"$phone\"}}" >"$work/control.out"
+    pull_unmeasured truth merge "$since"
+    [ "$(sql -At -c "SELECT count(*) FROM truth.contacts WHERE phone = '$phone'")" = "$n" ] ||
+        die "the $n changes are not found"
+}
+
+# Rows that are not measured any more have to keep up nevertheless.
+read_changes() {
+    local row
+    for row in "${rows[@]}"; do
+        if is_due "$row"; then
+            pull "$1" "$row" merge "$since"
+        else
+            pull_unmeasured "$row" merge "$since"
+        fi
+        compare "$row"
+    done
+}
+
+# --- strategy ---
+
+# A first full load under HubSpot's limits, by list alone and by list and search.
+work_strategy() {
+    local size="${sizes[0]}" strategy repetition
+    say "strategy"
+    set_up "$size"
+    load_all 30
+    conditions "${latencies[-1]/#0/100}" on
+    too_slow=()
+    for strategy in list list_and_search; do
+        choose_strategy "$strategy" || continue
+        for repetition in $(seq "$repeat"); do
+            [ -z "${too_slow[$strategy]:-}" ] || continue
+            empty "$strategy"
+            pull "work=strategy,contacts=$size,properties=30,repetition=$repetition" "$strategy" load
+            compare "$strategy"
+        done
+    done
+}
+
+choose_strategy() {
+    if [ "$(sql -At -c "SELECT count(*) FROM pg_attribute
+        WHERE attrelid = 'sync_types'::regclass AND attname = 'full_strategy'")" = 1 ]; then
+        sql -c "UPDATE sync_types SET full_strategy = '$1' WHERE sync_type = 'contacts'"
+    elif [ "$1" != list ]; then
+        remark "strategy $1 is missing: this version has no sync_types.full_strategy"
+        return 1
+    fi
+}
+
+# --- push ---
+
+# Students' progress to their contacts: all of them changed, one, none.
+work_push() {
+    local row ms how
+    say "push"
+    set_up_school "$students" $((students * 21 / 20 + 20))
+    for ms in "${latencies[@]}"; do
+        for how in "${limits[@]}"; do
+            conditions "$ms" "$how"
+            for row in "${rows[@]}"; do
+                push_row "$row"
+            done
+        done
+    done
+}
+
+# A school whose students are contacts of HubSpot, all of them sent once.
+set_up_school() {
+    local n=$1 contacts=$2
+    shift 2
+    set_up "$contacts" --wide 0 "$@"
+    ask_for 30
+    unmeasured worker contacts full
+    sql -v "students=$n" -f "$bench/school.sql"
+    [ "$(sql -At -c 'SELECT count(*) FROM users')" = "$n" ] || die "the school has not got $n students"
+    [ "$(sql -At -c 'SELECT count(*) FROM bench_progress b FULL JOIN preview_student_progress() p
+        ON p.user_id = b.user_id::text WHERE b.properties IS DISTINCT FROM p.properties')" = 0 ] ||
+        die "bench_progress and preview_student_progress() disagree about the students"
+    unmeasured worker progress auto
+    sql <<-'SQL'
+	INSERT INTO floor.sent SELECT user_id, hubspot_contact_id, b.properties
+	    FROM bench_progress b JOIN contacts c ON lower(c.email) = b.email;
+	INSERT INTO diy.sent SELECT user_id, properties FROM bench_progress;
+	VACUUM ANALYZE;
+	SQL
+}
+
+# All of a row's pushes, beginning where everybody agrees on what was sent. What
+# the last of them left in HubSpot shows what all have done.
+push_row() {
+    local row=$1 n repetition
+    wants "$row" || return 0
+    too_slow=()
+    unmeasured worker progress auto
+    sql -c 'UPDATE floor.sent s SET properties = b.properties FROM bench_progress b WHERE b.user_id = s.user_id' \
+        -c 'UPDATE diy.sent s SET properties = b.properties FROM bench_progress b WHERE b.user_id = s.user_id' \
+        -c 'VACUUM ANALYZE floor.sent, diy.sent, user_xp'
+    for n in "$students" 1 0; do
+        for repetition in $(seq "$repeat"); do
+            is_due "$row" || continue
+            sql -c "UPDATE user_xp SET total_xp = total_xp + 1 WHERE user_id <= $n"
+            push "work=push,contacts=$students,changes=$n,repetition=$repetition" "$row"
+        done
+        unset "too_slow[$row]"
+    done
+    compare_push "$row"
+}
+
+push() {
+    local conditions=$1 row=$2
+    local -a command
+    INTERVAL_MS="$(interval_for update)"
+    export INTERVAL_MS
+    case $row in
+        floor) command=(client env 'PGOPTIONS=-c search_path=floor,public' "$work/floor" push) ;;
+        diy) command=(client node "$work/diy/push.js") ;;
+        *) command=(worker progress auto) ;;
+    esac
+    measure "$conditions,row=$row" "${command[@]}"
+    note_slow "$row"
+}
+
+# Every contact in HubSpot with what SQL says of its student.
+compare_push() {
+    local found
+    control GET objects/contacts '' >"$work/contacts.jsonl"
+    sql -c 'DROP TABLE IF EXISTS hubspot' -c 'CREATE UNLOGGED TABLE hubspot (record jsonb)' \
+        -c "\\copy hubspot FROM '$work/contacts.jsonl' (FORMAT csv, QUOTE e'\\x01', DELIMITER e'\\x02')" 2>"$work/notices"
+    found="$(sql -At -c "SELECT count(*) FROM bench_progress b
+        JOIN hubspot h ON lower(h.record #>> '{properties,email}') = b.email
+        WHERE h.record -> 'properties' @> b.properties")"
+    rm -f "$work/contacts.jsonl"
+    [ "$found" = "$students" ] ||
+        die "after the push of $1 HubSpot has what SQL says of $found students out of $students; its time means nothing"
+}
+
+# --- several runs at once ---
+
+# Companies and calls, so that there are four types of records beside owners.
+set_up_types() {
+    set_up_school $((few / 10)) "$few" --deals "$few" --companies "$few" --calls "$few" --owners 100
+    sql <<-'SQL'
+	CREATE TABLE companies (id text PRIMARY KEY, name text, properties jsonb);
+	CREATE TABLE calls (id text PRIMARY KEY, hs_call_title text, properties jsonb);
+	INSERT INTO sync_types (sync_type, object_type, target_schema, target_table, key_columns, modified_property,
+	    delete_policy)
+	    VALUES ('companies', 'companies', 'public', 'companies', '{id}', 'hs_lastmodifieddate', 'ignore'),
+	        ('calls', 'calls', 'public', 'calls', '{id}', 'hs_lastmodifieddate', 'ignore');
+	INSERT INTO sync_fields (sync_type, column_name, property)
+	    VALUES ('companies', 'name', 'name'), ('calls', 'hs_call_title', 'hs_call_title');
+	SQL
+    conditions 100 on
+}
+
+together() {
+    "$python" "$bench/together.py" "$csv" "contacts=$few,latency_ms=$latency,limits=$limit,row=hubspot_sync" "$@" ||
+        die "no figures of $*"
+}
+
+# How much of the account's limit several types use together, and whether
+# HubSpot has to refuse anything.
+work_saturation() {
+    say "saturation"
+    set_up_types
+    together saturation
+}
+
+# Whether a push and somebody's small run get their share beside long loads.
+work_fairness() {
+    say "fairness"
+    set_up_types
+    together fairness
+}
+
+# --- memory ---
+
+# What a worker needs, from few records to many.
+work_memory() {
+    local n
+    say "memory"
+    for n in "${memory_sizes[@]}"; do
+        set_up "$n"
+        ask_for 30
+        pull "work=memory,contacts=$n,properties=30,repetition=1" hubspot_sync load
+        [ "$(sql -At -c 'SELECT count(*) FROM contacts')" = "$n" ] || die "not all of $n contacts have arrived"
+    done
+}
+
+# --- the proof ---
+
+# A row that differs, is missing or came twice has to be noticed, a contact in
+# HubSpot that differs too: each of these must end with the message and not
+# with figures.
+prove_comparison() {
+    local all=yes
+    set_up 300
+    load_all 30
+    notices yes compare 'nothing' 'SELECT' || all=''
+    notices no compare 'a value' "UPDATE contacts SET phone = 'other' WHERE ctid = (SELECT min(ctid) FROM contacts)" || all=''
+    notices no compare 'a property' "UPDATE contacts SET properties = properties || '{\"city\": \"other\"}' WHERE ctid = (SELECT min(ctid) FROM contacts)" || all=''
+    notices no compare 'a missing row' 'DELETE FROM contacts WHERE ctid = (SELECT min(ctid) FROM contacts)' || all=''
+    notices no compare_history 'a history' "UPDATE contact_owner_history SET valid_from = now() WHERE ctid = (SELECT min(ctid) FROM contact_owner_history)" || all=''
+    students=20
+    set_up_school 20 100
+    notices yes compare_push 'nothing' 'SELECT' || all=''
+    notices no compare_push 'a student' 'UPDATE user_xp SET total_xp = total_xp + 1 WHERE user_id = 1' || all=''
+    [ -n "$all" ]
+}
+
+# Whether a comparison passes, or not, once something was done.
+notices() {
+    local passes=$1 check=$2 what=$3 statement=$4 result=no
+    [ "$check" = compare_push ] ||
+        sql -c 'TRUNCATE contacts, contact_owner_history' -c 'INSERT INTO contacts SELECT * FROM truth.contacts' \
+            -c 'INSERT INTO contact_owner_history SELECT * FROM truth.contact_owner_history'
+    sql -c "$statement" >"$work/proof"
+    ("$check" hubspot_sync) >"$work/proof" 2>&1 && result=yes
+    if [ "$result" = "$passes" ] && { [ "$passes" = yes ] || grep -q 'means nothing' "$work/proof"; }; then
+        printf 'ok %s: %s\n' "$check" "$what"
+    else
+        cat "$work/proof"
+        printf 'not ok %s: %s\n' "$check" "$what"
+        return 1
+    fi
+}
