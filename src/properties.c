@@ -202,6 +202,15 @@ create_groups(Comparison *c)
 	}
 }
 
+/* Whether a definition is that of a property. */
+static bool
+defines(const HsJson *definition, const char *name)
+{
+	const char *other = hs_json_text(hs_json_member(definition, "name"));
+
+	return other != NULL && strcmp(other, name) == 0;
+}
+
 /* The definition of a property, NULL if there is none that is not archived. */
 static const HsJson *
 find_definition(const Comparison *c, const char *name)
@@ -209,11 +218,10 @@ find_definition(const Comparison *c, const char *name)
 	for (int i = 0; i < hs_json_length(c->definitions); i++)
 	{
 		const HsJson *definition = hs_json_element(c->definitions, i);
-		const char *other = hs_json_text(hs_json_member(definition, "name"));
 		bool		archived = false;
 
 		(void) hs_json_bool(hs_json_member(definition, "archived"), &archived);
-		if (other != NULL && strcmp(other, name) == 0 && !archived)
+		if (defines(definition, name) && !archived)
 			return definition;
 	}
 	return NULL;
@@ -277,17 +285,20 @@ create_property(Comparison *c, const HsMetric *metric)
 	api->tolerates = HS_TOLERATE_REFUSAL;
 	definition = hs_api_finish(api, hs_api_create_property(api, OBJECT_TYPE,
 														   creation_body(metric)));
-	if (definition == NULL && api->refusal_status == 409)
+	problem = definition != NULL ? pstrdup("the answer is about something else")
+		: hs_api_refusal_text(api);
+	if (definition == NULL ? api->refusal_status == 409
+		: !defines(definition, metric->name))
 	{
-		/* Somebody was quicker. */
+		/* Somebody was quicker, or the answer tells nothing. */
 		read_definitions(c);
 		definition = find_definition(c, metric->name);
 	}
 	else if (definition != NULL)
 		c->created = lappend(c->created, metric->name);
 	if (definition == NULL)
-		return psprintf("HubSpot refuses to create property \"%s\": %s",
-						metric->name, hs_api_refusal_text(api));
+		return psprintf("HubSpot does not create property \"%s\": %s",
+						metric->name, problem);
 	problem = definition_problem(api, metric, definition);
 	if (problem == NULL && metric->type == HS_METRIC_STATUS)
 		problem = complete_options(c, metric, definition);

@@ -720,7 +720,7 @@ subtest 'properties that cannot be created' => sub {
 	$sim->fault(method => 'POST', path => '/properties/', body => '"total_xp"', times => 0,
 		action => refusal('a strange refusal'));
 	push_ends('partial', '400', 1);
-	errors_are('400', [ 'total_xp', 'definition', 'total_xp', qr/refuses to create.*a strange refusal/ ]);
+	errors_are('400', [ 'total_xp', 'definition', 'total_xp', qr/does not create.*a strange refusal/ ]);
 	is(truth(), FEW . '|', 'the others are sent');
 	$sim->clear_faults;
 	is($server->wait_for($server->sql('SELECT ensure_hubspot_properties()'))->{status}, 'success', 'later it can');
