@@ -126,6 +126,27 @@ next_unread(HsStore *store, bool full)
 	return batch;
 }
 
+/*
+ * Whether an answer has results, but none that was asked for, nor one that
+ * such a record was merged into: it may answer another question, and then that
+ * it leaves out these records says nothing about them.
+ */
+static bool
+is_foreign(List *batch, const HsRecordPage *page)
+{
+	ListCell   *lc;
+
+	foreach(lc, batch)
+	{
+		const HsAbsence *absence = lfirst(lc);
+
+		if (brings(page, absence->record_id) ||
+			survivor_of(page, absence) != NULL)
+			return false;
+	}
+	return hs_json_length(page->results) > 0;
+}
+
 /* Reads records by id, live ones or those in the recycle bin. */
 static void
 read_records(HsStore *store, const char *const *ids, int n, bool archived,
@@ -160,6 +181,22 @@ look_into_bin(HsStore *store, List *batch, const HsRecordPage *page,
 		read_records(store, ids, n, true, bin);
 }
 
+static void read_batch(HsStore *store, List *batch);
+
+/*
+ * Reads the records of a batch one by one, since their answer was about
+ * others.  What a single one brings instead counts: it may have been merged
+ * into that.
+ */
+static void
+read_alone(HsStore *store, List *batch)
+{
+	ListCell   *lc;
+
+	foreach(lc, batch)
+		read_batch(store, list_make1(lfirst(lc)));
+}
+
 /*
  * Reads a batch of noted records, stores those that are there and judges the
  * others.
@@ -177,6 +214,11 @@ read_batch(HsStore *store, List *batch)
 	foreach(lc, batch)
 		ids[n++] = ((HsAbsence *) lfirst(lc))->record_id;
 	read_records(store, ids, n, false, &page);
+	if (n > 1 && is_foreign(batch, &page))
+	{
+		read_alone(store, batch);
+		return;
+	}
 	look_into_bin(store, batch, &page, &bin);
 	foreach(lc, batch)
 		judge(&verdicts, &page, &bin, lfirst(lc));
