@@ -386,6 +386,22 @@ replace_histories(HsStore *store, const char *const *ids, int n,
 						  all.until, all.n);
 }
 
+/*
+ * Whether an answer has live records, but none that was asked for.  Then it
+ * answers another question, and that it leaves out these says nothing about
+ * them.
+ */
+static bool
+is_foreign(const HsJson *results, const char *const *ids, int n)
+{
+	for (int i = 0; i < n; i++)
+	{
+		if (find_result(results, ids[i]) != NULL)
+			return false;
+	}
+	return hs_json_length(results) > 0;
+}
+
 /* Asks for contacts' histories.  Returns false if HubSpot does not tell. */
 static bool
 ask(HsStore *store, bool archived, const char *const *ids, int n,
@@ -400,7 +416,7 @@ ask(HsStore *store, bool archived, const char *const *ids, int n,
 	api->tolerates = HS_TOLERATE_BAD_ANSWER;
 	root = hs_api_finish(api, call);
 	*results = hs_json_member(root, "results");
-	return root != NULL;
+	return root != NULL && (archived || !is_foreign(*results, ids, n));
 }
 
 /*
