@@ -246,7 +246,11 @@ sub heal
 	wait_until('the simulator listens', sub { IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $simulator->port) });
 	$self->_hour_later;
 	$self->_note_time;
+	my $begun = $self->{server}->sql('SELECT clock_timestamp()');
 	$self->_sync(qw(progress owners contacts deals));
+	# What has changed since a run began is found by the one after that which continues it.
+	$self->_sync(split /\n/, $self->{server}->sql(
+		"SELECT DISTINCT sync_type FROM sync_logs WHERE continues IS NOT NULL AND created_at > '$begun'"));
 	return;
 }
 
@@ -263,6 +267,7 @@ sub _sync
 sub _execute
 {
 	my ($self, @statements) = @_;
+	return unless @statements;
 	my @scripts = $self->{careful} ? map { [$_] } @statements : [@statements];
 	foreach my $script (@scripts)
 	{

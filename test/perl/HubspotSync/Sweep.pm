@@ -73,7 +73,7 @@ sub _variants
 		action => { %{ $fault->{action} }, %{ $fault->{lasting} || {} } });
 	my %applied = (%once, name => "$fault->{name}/applied", writes => 1,
 		action => { %{ $fault->{action} }, apply => JSON::PP::true });
-	return (\%once, \%lasting, $fault->{whole} ? () : \%applied);
+	return (\%once, $fault->{silent} ? () : \%lasting, $fault->{whole} ? () : \%applied);
 }
 
 =pod
