@@ -214,6 +214,21 @@ subtest 'what a full run finds' => sub {
 	}
 };
 
+subtest 'an answer that is about other records' => sub {
+	fresh();
+	first_run();
+	my @ids = ids();
+	$sim->purge('contacts', $ids[3]);
+	$sim->hide('contacts', $ids[4]);
+	$sim->script(path => '/batch/read', do => [ { op => 'unhide', type => 'contacts' } ]);
+	my $other = JSON::PP->new->utf8->encode({ status => 'COMPLETE', results => [ $sim->object('contacts', $ids[5]) ] });
+	$sim->fault(path => '/batch/read', action => { kind => 'body', raw => $other });
+	run_ends('success', 'answered with another', 'contacts', 'full');
+	is(counts()->{batch}, 3, '... each is asked for by itself');
+	is_row($ids[3], 'gone', '... finds who is gone');
+	is_row($ids[4], 'live', '... and who is not');
+};
+
 subtest 'merges, found by any run' => sub {
 	foreach my $case ([ 0, 'full' ], [ 0, 'incremental' ], [ 1, 'full' ], [ 1, 'incremental' ])
 	{

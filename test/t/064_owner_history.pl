@@ -407,6 +407,18 @@ subtest 'an answer that is of no use' => sub {
 	is(history_differences($server, $since), '', '... and what was noted stays');
 };
 
+subtest 'an answer that is about another contact' => sub {
+	fresh();
+	my ($id, $other) = ids(1);
+	give($id, (others($id))[ 0, 1 ]);
+	$sim->fault(path => '/batch/read', action => { kind => 'body',
+			raw => qq({"status": "COMPLETE", "results": [{"id": "$other", "properties": {}, "propertiesWithHistory": {}}]}) });
+	run_ends('success', 'answered with another', 'incremental');
+	isnt(history_differences($server, $since), '', '... does not know who was owner meanwhile');
+	run_ends('success', 'the next', 'incremental');
+	is(history_differences($server, $since), '', '... asks again');
+};
+
 subtest 'a run that is broken off before it asks' => sub {
 	fresh();
 	my @some = (ids(1))[ 0 .. 69 ];

@@ -13,6 +13,7 @@ use lib "$FindBin::RealBin/../perl";
 use HubspotSync::Server;
 use HubspotSync::Simulator;
 use HubspotSync::Wait qw(wait_until);
+use JSON::PP;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
@@ -327,6 +328,15 @@ subtest 'groups and properties' => sub {
 	is($server->sql('SELECT count(*) FROM progress_properties'), scalar keys %wanted, 'there are no others');
 	is(join(' ', map { "$_->{value}=$_->{label}" } @{ $definitions->{level_a1_status}{options} }),
 		'not_started=Not started in_progress=In progress completed=Completed', 'the options of a status');
+};
+
+subtest 'a property is answered with another one' => sub {
+	fresh(FEW);
+	$sim->fault(method => 'POST', path_regex => '/properties/[^/]+/contacts$', body => 'level_a1_status', action => {
+			kind => 'body', status => 201, raw => '{"name": "level_a1_accuracy", "type": "number"}', apply => JSON::PP::true });
+	push_ends('success', 'answered with another one');
+	is($server->sql('SELECT count(*) FROM progress_properties WHERE problem IS NOT NULL'), 0, '... it counts as usable');
+	is_true_for(FEW, 'answered with another one');
 };
 
 subtest 'ensure_hubspot_properties()' => sub {
