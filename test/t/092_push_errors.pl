@@ -606,6 +606,18 @@ subtest 'what stops a run' => sub {
 	heals('with rights and token', FEW, FEW);
 };
 
+subtest 'nothing is accepted' => sub {
+	primed(MANY);
+	$sim->fault(path => '/batch/update', times => 0, action => refusal('no such thing'));
+	my $log = push_fails('every update is refused', 'refused', qr/refused \d+ updates in a row: no such thing/);
+	is($log->{records_changed}, 0, '... nobody counts as sent');
+	my ($updates) = $sim->sent(path => $update);
+	cmp_ok($updates, '<', 2 * MANY, '... and not everybody is tried one by one');
+	$sim->clear_faults;
+	push_ends('success', 'once they are accepted');
+	all_true(MANY, 'once they are accepted');
+};
+
 # ---------------------------------------------------------------------------
 # Properties
 # ---------------------------------------------------------------------------
