@@ -57,6 +57,7 @@ Creates a server, starts it and creates the extension. Options:
   preload       true: the library is preloaded
   init          hash of options for PostgreSQL::Test::Cluster->init
   extension     false: CREATE EXTENSION is left to the test
+  stage         the HubspotSync::Stage whose programs and scripts are used
 
 =cut
 
@@ -64,7 +65,8 @@ sub new
 {
 	my ($class, $name, %options) = @_;
 	_speak_utf8();
-	my $node = PostgreSQL::Test::Cluster->new($name);
+	my $node = PostgreSQL::Test::Cluster->new($name,
+		$options{stage} ? (install_path => $options{stage}->install_path) : ());
 	push @nodes, [ $$, $node ];
 	my $self = bless {
 		node => $node,
@@ -246,7 +248,8 @@ if it fails. Options: database, user.
 
 =item sql_json($query, %options)
 
-The rows of a query as hashes; json and jsonb become Perl data.
+The rows of a query as hashes; json and jsonb become Perl data. The option
+before is for statements that come first and print nothing.
 
 =item sql_error($statements, %options)
 
@@ -271,7 +274,8 @@ sub sql
 sub sql_json
 {
 	my ($self, $query, %options) = @_;
-	my $rows = $self->sql("SELECT coalesce(json_agg(r), '[]') FROM ($query) r", %options);
+	my $before = delete $options{before} // '';
+	my $rows = $self->sql("$before; SELECT coalesce(json_agg(r), '[]') FROM ($query) r", %options);
 	return @{ $self->{json}->decode($rows) };
 }
 
