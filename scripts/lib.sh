@@ -186,11 +186,12 @@ usable_pg_config() {
 
 # Names the missing packages of a group.
 missing_packages() {
+    local compiler="${CC:-gcc}"
     case $1 in
         build)
             find_pg_config >/dev/null || apt_postgresql
             missing_program make make
-            missing_program gcc gcc
+            missing_program "${compiler%% *}" "${compiler%% *}"
             missing_program pkg-config pkg-config
             missing_header curl/curl.h libcurl libcurl4-openssl-dev
             missing_header json-c/json.h json-c libjson-c-dev
@@ -217,6 +218,7 @@ missing_packages() {
             missing_program clang-tidy clang-tidy
             missing_program cppcheck cppcheck
             missing_program shellcheck shellcheck
+            "$python" -c 'import yaml' 2>/dev/null || echo python3-yaml
             ;;
         memory)
             missing_program valgrind valgrind
