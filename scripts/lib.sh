@@ -203,14 +203,16 @@ missing_packages() {
             perl -MIPC::Run -e 1 2>/dev/null || echo libipc-run-perl
             missing_program prove perl
             missing_program openssl openssl
-            missing_pg_cron
+            missing_extension pg_cron postgresql-N-cron
             missing_program prometheus-postgres-exporter prometheus-postgres-exporter
             missing_program promtool prometheus
             ;;
-        bench)
-            missing_header libpq-fe.h libpq libpq-dev
+        node)
             missing_program node nodejs
             missing_program npm npm
+            ;;
+        plpython)
+            missing_extension plpython3u postgresql-plpython3-N
             ;;
         lint)
             missing_program clang clang
@@ -248,17 +250,18 @@ missing_fuzzer() {
         >/dev/null || echo libclang-rt-dev
 }
 
-# A version that is not out yet has no pg_cron; tests do without.
-missing_pg_cron() {
+# An extension, and its package's name with N for the server's version. One
+# that is not out yet has no pg_cron; tests do without.
+missing_extension() {
     local pg_config package
     if pg_config="$(find_pg_config)"; then
-        [ ! -f "$("$pg_config" --sharedir)/extension/pg_cron.control" ] || return 0
-        package="postgresql-$(major_version "$pg_config")-cron"
+        [ ! -f "$("$pg_config" --sharedir)/extension/$1.control" ] || return 0
+        package="${2/N/$(major_version "$pg_config")}"
         if [ -z "$refreshed" ] || apt-cache show "$package" >/dev/null 2>&1; then
             echo "$package"
         fi
     else
-        apt_postgresql | sed -n 's/^postgresql-\([0-9]*\)$/postgresql-\1-cron/p'
+        apt_postgresql | sed -n "s/^postgresql-\([0-9]*\)\$/${2/N/\\1}/p"
     fi
 }
 
