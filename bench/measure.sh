@@ -30,6 +30,7 @@ set_up() {
 	max_worker_processes = 16
 	CONF
     sql -c 'CREATE EXTENSION hubspot_sync' -f "$bench/tables.sql"
+    ! wants in_database || sql -f "$bench/in-database.sql"
     loaded=''
     offset_ms=0
     conditions 0 off
@@ -135,6 +136,7 @@ set_command() {
         truth | floor)
             command=(client env "PGOPTIONS=-c search_path=$row,public" "$work/floor" "$kind" "$names" ${since:+"$since"}) ;;
         diy) command=(client node "$work/diy/pull.js" "$names" ${since:+"$since"}) ;;
+        in_database) command=(client "$bench/in-database" pull "$names" ${since:+"$since"}) ;;
         *) command=(worker contacts "$([ -n "$since" ] && echo incremental || echo full)") ;;
     esac
 }
@@ -156,15 +158,20 @@ pull_unmeasured() {
 
 schema_of() {
     case $1 in
-        truth | floor | diy) echo "$1" ;;
+        truth | floor | diy | in_database) echo "$1" ;;
         *) echo public ;;
     esac
+}
+
+# Whether a row writes down who owned a contact when.
+keeps_history() {
+    [ "$1" != diy ] && [ "$1" != in_database ]
 }
 
 empty() {
     local schema
     schema="$(schema_of "$1")"
-    [ "$1" = diy ] || sql -c "TRUNCATE $schema.contact_owner_history"
+    ! keeps_history "$1" || sql -c "TRUNCATE $schema.contact_owner_history"
     [ "$schema" != public ] || sql -c 'TRUNCATE sync_state, sync_owner_reads, sync_runs, sync_absences'
     sql -c "TRUNCATE $schema.contacts"
 }

@@ -120,9 +120,10 @@ def run_client(command: list[str]) -> Figures:
 
 def said(client: subprocess.Popen[str], word: str) -> int:
     """The number after a word, which is what the client has to say next."""
-    assert client.stdout is not None
+    assert client.stdin is not None and client.stdout is not None
     line = client.stdout.readline()
     if not line.startswith(f"{word} "):
+        client.stdin.close()
         client.wait()
         sys.exit(f"watch.py: {client.args}: no {word!r} but {line!r}")
     return int(line.split()[1])

@@ -52,7 +52,7 @@ take_turns() {
             [ "$kind" != load ] || empty "$row"
             pull "$conditions,repetition=$repetition" "$row" "$kind"
             compare "$row"
-            [ "$kind" != load ] || [ "$row" = diy ] || compare_history "$row"
+            [ "$kind" != load ] || ! keeps_history "$row" || compare_history "$row"
         done
     done
 }
@@ -171,11 +171,13 @@ set_up_school() {
         die "bench_progress and preview_student_progress() disagree about the students"
     unmeasured worker progress auto
     sql <<-'SQL'
-	INSERT INTO floor.sent SELECT user_id, hubspot_contact_id, b.properties
+	CREATE TABLE sent AS SELECT user_id, hubspot_contact_id AS contact_id, b.properties
 	    FROM bench_progress b JOIN contacts c ON lower(c.email) = b.email;
-	INSERT INTO diy.sent SELECT user_id, properties FROM bench_progress;
-	VACUUM ANALYZE;
+	INSERT INTO floor.sent SELECT * FROM sent;
+	INSERT INTO diy.sent SELECT user_id, properties FROM sent;
 	SQL
+    ! wants in_database || sql -c 'INSERT INTO in_database.sent SELECT * FROM sent'
+    sql -c 'VACUUM ANALYZE'
 }
 
 # All of a row's pushes, beginning where everybody agrees on what was sent. What
@@ -185,9 +187,10 @@ push_row() {
     wants "$row" || return 0
     too_slow=()
     unmeasured worker progress auto
-    sql -c 'UPDATE floor.sent s SET properties = b.properties FROM bench_progress b WHERE b.user_id = s.user_id' \
-        -c 'UPDATE diy.sent s SET properties = b.properties FROM bench_progress b WHERE b.user_id = s.user_id' \
-        -c 'VACUUM ANALYZE floor.sent, diy.sent, user_xp'
+    [ "$row" = hubspot_sync ] ||
+        sql -c "UPDATE $row.sent s SET properties = b.properties FROM bench_progress b WHERE b.user_id = s.user_id" \
+            -c "VACUUM ANALYZE $row.sent"
+    sql -c 'VACUUM ANALYZE user_xp'
     for n in "$students" 1 0; do
         for repetition in $(seq "$repeat"); do
             is_due "$row" || continue
@@ -207,6 +210,7 @@ push() {
     case $row in
         floor) command=(client env 'PGOPTIONS=-c search_path=floor,public' "$work/floor" push) ;;
         diy) command=(client node "$work/diy/push.js") ;;
+        in_database) command=(client "$bench/in-database" push) ;;
         *) command=(worker progress auto) ;;
     esac
     measure "$conditions,row=$row" "${command[@]}"
