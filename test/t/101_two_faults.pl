@@ -13,7 +13,10 @@ use HubspotSync::Sweep;
 use Test::More;
 use Time::HiRes qw(time);
 
-use constant SECONDS => 25;
+use constant {
+	SECONDS => 25,
+	FEWEST => 3,
+};
 
 my $seed = $ENV{HUBSPOT_SYNC_TEST_SEED} // int(time * 1000) % 1_000_000;
 my $deadline = time + ($ENV{HUBSPOT_SYNC_PAIRS_SECONDS} // SECONDS);
@@ -26,7 +29,7 @@ is(join("\n", $sweep->survey), '', 'without a fault all is well');
 # run, or one request and its repetition.
 my @cases = $sweep->sample($seed);
 my $tried = 0;
-while (time < $deadline)
+while (time < $deadline || $tried < FEWEST)
 {
 	my $first = $cases[ rand @cases ];
 	my ($index, $fault) = split /:/, $cases[ rand @cases ];
@@ -36,6 +39,6 @@ while (time < $deadline)
 	$tried++;
 }
 note("$tried pairs");
-cmp_ok($tried, '>', 2, 'some pairs were tried');
+cmp_ok($tried, '>=', FEWEST, 'some pairs were tried');
 
 done_testing();
