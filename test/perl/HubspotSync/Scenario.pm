@@ -246,11 +246,21 @@ sub heal
 	wait_until('the simulator listens', sub { IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $simulator->port) });
 	$self->_hour_later;
 	$self->_note_time;
-	my $begun = $self->{server}->sql('SELECT clock_timestamp()');
 	$self->_sync(qw(progress owners contacts deals));
-	# What has changed since a run began is found by the one after that which continues it.
-	$self->_sync(split /\n/, $self->{server}->sql(
-		"SELECT DISTINCT sync_type FROM sync_logs WHERE continues IS NOT NULL AND created_at > '$begun'"));
+	$self->_sync_after_continued;
+	return;
+}
+
+# A run that continues another one ends with what there was when that one began.
+# What has changed since is found by the next one, and what was deleted, if it
+# was a full one, by the next full one, a week later.
+sub _sync_after_continued
+{
+	my ($self) = @_;
+	my $continued = q{sync_type IN (SELECT sync_type FROM sync_logs WHERE continues IS NOT NULL AND mode LIKE '%s')};
+	$self->_execute("UPDATE sync_state SET last_full_at = last_full_at - interval '8 days' WHERE "
+		  . sprintf $continued, 'full');
+	$self->_sync(split /\n/, $self->{server}->sql('SELECT sync_type FROM sync_state WHERE ' . sprintf $continued, '%'));
 	return;
 }
 

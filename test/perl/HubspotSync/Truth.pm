@@ -202,7 +202,8 @@ sub _leftovers
 		SELECT format('sync_runs: %s is %s', sync_type, status) FROM sync_runs WHERE status IN ('pending', 'running');
 		SELECT format('sync_logs: dead run of %s', sync_type) FROM sync_run_states WHERE dead;
 		SELECT format('sync_absences: %s of %s', count(*), sync_type) FROM sync_absences GROUP BY sync_type;
-		SELECT format('progress_leftovers: %s', count(*)) FROM progress_leftovers HAVING count(*) > 0;
+		SELECT format('progress_leftovers: contact %s', contact_id) FROM progress_leftovers
+		WHERE contact_id IN (SELECT id FROM truth WHERE type = 'contacts');
 		SELECT format('sync_owner_reads: %s urgent', count(*)) FROM sync_owner_reads WHERE urgent HAVING count(*) > 0;
 		SQL
 }
