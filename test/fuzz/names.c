@@ -98,7 +98,10 @@ keeps(const char *condition, const char *value)
 						   &known);
 }
 
-/* A condition keeps exactly what its negation does not. */
+/*
+ * A condition keeps exactly what its negation does not, and among one value is
+ * what is that value.
+ */
 static void
 check_condition(const char *text)
 {
@@ -111,7 +114,13 @@ check_condition(const char *text)
 		hs_filter_parse(psprintf("{\"p\":%s}", text), &problem) == NULL)
 		return;
 	for (size_t i = 0; i < lengthof(values); i++)
-		REQUIRE(keeps(text, values[i]) != keeps(psprintf("{\"not\":%s}", text), values[i]));
+	{
+		bool		kept = keeps(text, values[i]);
+
+		REQUIRE(kept != keeps(psprintf("{\"not\":%s}", text), values[i]));
+		if (hs_json_type(parse.root) != HS_JSON_ARRAY)
+			REQUIRE(kept == keeps(psprintf("[%s]", text), values[i]));
+	}
 	if (hs_json_type(parse.root) != HS_JSON_ARRAY)
 		REQUIRE(keeps(text, text));
 }
