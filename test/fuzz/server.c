@@ -125,9 +125,14 @@ server_can_hold(const char *text)
 bool
 server_reads_json(const char *text, size_t len)
 {
+#if PG_VERSION_NUM >= 170000
+	JsonLexContext *lex = makeJsonLexContextCstringLen(NULL, text, len,
+													   PG_UTF8, true);
+#else
 	JsonLexContext *lex = makeJsonLexContextCstringLen(unconstify(char *, text),
 													   (int) len, PG_UTF8,
 													   true);
+#endif
 	JsonSemAction nothing = {0};
 
 	return pg_parse_json(lex, &nothing) == JSON_SUCCESS;
@@ -180,6 +185,12 @@ void *
 palloc(Size size)
 {
 	return allocate(CurrentMemoryContext, size);
+}
+
+void *
+palloc_extended(Size size, int flags)
+{
+	return (flags & MCXT_ALLOC_ZERO) ? palloc0(size) : palloc(size);
 }
 
 void *

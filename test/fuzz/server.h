@@ -35,6 +35,6 @@ extern bool server_reads_json(const char *text, size_t len);
 	((condition) ? (void) 0 : server_finding(#condition, __FILE__, __LINE__))
 
 extern void server_finding(const char *what, const char *file, int line)
-	pg_attribute_noreturn();
+	__attribute__((noreturn));
 
 #endif							/* FUZZ_SERVER_H */
