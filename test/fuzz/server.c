@@ -182,6 +182,12 @@ allocate(MemoryContext context, size_t size)
 }
 
 void *
+MemoryContextAlloc(MemoryContext context, Size size)
+{
+	return allocate(context, size);
+}
+
+void *
 palloc(Size size)
 {
 	return allocate(CurrentMemoryContext, size);

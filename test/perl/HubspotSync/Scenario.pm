@@ -18,7 +18,7 @@ HubspotSync::Scenario - something of everything, to be played again and again
 =head1 DESCRIPTION
 
 A server and a simulator, which are made once, and about 70 requests between
-them: full pulls of three types, what changes in a day and an incremental pull,
+them: full pulls of three types, two of them by list and search, what changes in a day and an incremental pull,
 what is merged, archived and deleted until the next full pull, a push to an
 account that lacks the properties, a push after a new level has appeared.
 
@@ -226,7 +226,9 @@ sub _ids
 sub play
 {
 	my ($self) = @_;
+	$self->_load_by('list_and_search');
 	$self->_sync(qw(owners contacts deals));
+	$self->_load_by('list');
 	$self->_next_day;
 	$self->_sync(qw(contacts deals owners));
 	$self->_next_week;
@@ -261,6 +263,14 @@ sub _sync_after_continued
 	$self->_execute("UPDATE sync_state SET last_full_at = last_full_at - interval '8 days' WHERE "
 		  . sprintf $continued, 'full');
 	$self->_sync(split /\n/, $self->{server}->sql('SELECT sync_type FROM sync_state WHERE ' . sprintf $continued, '%'));
+	return;
+}
+
+# Sets how full runs of records read.
+sub _load_by
+{
+	my ($self, $strategy) = @_;
+	$self->_execute("UPDATE sync_types SET full_strategy = '$strategy' WHERE sync_type IN ('contacts', 'deals')");
 	return;
 }
 
