@@ -138,12 +138,14 @@ subtest 'what is wrong in HubSpot, or still open, is noticed' => sub {
 	my $contact = $server->sql(q{SELECT hubspot_contact_id FROM preview_student_progress() WHERE user_id = 's90'});
 	$simulator->patch('contacts', $contact, { lessons_completed => '77' });
 	noticed('another value of a contact', qr/^student s90: lessons_completed is 77/m);
+	$server->reload('hubspot_sync.request_timeout' => '60s');
 	$simulator->fault(times => 0, action => 'hang');
 	my $run = $server->trigger('owners');
 	wait_until('a connection is counted', sub { $simulator->state->{connections} == 1 });
-	noticed('a run that is under way', qr/^sync_runs: owners is running.*^1 locks are held and \d connections open/ms);
+	noticed('a run that is under way', qr/^sync_runs: owners is running.*^1 locks are held and 1 connections open/ms);
 	$server->sql("SELECT cancel_hubspot_sync('$run')");
 	$server->wait_for($run);
+	$server->reload('hubspot_sync.request_timeout' => '700ms');
 	$simulator->create('contacts', { email => 'surplus@example.com' });
 	noticed('a contact that nobody should have created', qr/^contacts \d+: no row/m);
 };
@@ -162,6 +164,6 @@ subtest 'a fault that is not met, and a log that does not tell, are noticed' => 
 };
 
 my $library = slurp_file($server->node->config_data('--pkglibdir') . '/hubspot_sync.so');
-unlike($library, qr/injection/i, 'the library has no injection points');
+ok($library !~ /injection/i, 'the library has no injection points');
 
 done_testing();

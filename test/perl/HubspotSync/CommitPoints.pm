@@ -106,7 +106,7 @@ sub _play
 	print $file "$point $kind\n";
 	close $file or die "cannot write $self->{file}: $!";
 	$scenario->careful(1);
-	$scenario->play;
+	$self->{sweep}->play(sub { !-e $self->{file} });
 	return;
 }
 

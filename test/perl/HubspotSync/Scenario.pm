@@ -69,13 +69,21 @@ Starts both; settings override those of the scenario.
 
 Forgets everything: the account and the tables are as they were at first.
 
-=item play()
+=item play($at_half_time)
 
-Plays all stages. Runs may fail; sync_logs tells.
+Plays all stages. Runs may fail; sync_logs tells. Before the full pull that
+would find whatever is missing then, $at_half_time is called.
 
-=item heal()
+=item heal(@types)
 
-Makes the runs that a schedule would make next, without faults.
+Makes the runs that a schedule would make next, of all types if none is named,
+without faults.
+
+=item heal_in_a_week()
+
+What was archived or deleted during the pause of a full run that was continued
+is found by the next full one. Makes it, and returns whether there was such a
+pause.
 
 =item fates()
 
@@ -202,8 +210,8 @@ sub begin
 	my ($self) = @_;
 	my $simulator = $self->{simulator};
 	$simulator->clear_faults;
-	$simulator->reset;
 	$simulator->config(clock_offset_ms => 0);
+	$simulator->reset;
 	$self->{hours} = 0;
 	$self->{fates} = {};
 	$self->{owners_known_ms} = undef;
@@ -225,12 +233,13 @@ sub _ids
 
 sub play
 {
-	my ($self) = @_;
+	my ($self, $at_half_time) = @_;
 	$self->_load_by('list_and_search');
 	$self->_sync(qw(owners contacts deals));
 	$self->_load_by('list');
 	$self->_next_day;
 	$self->_sync(qw(contacts deals owners));
+	$at_half_time->() if $at_half_time;
 	$self->_next_week;
 	$self->_sync(qw(contacts));
 	$self->_hour_later;
@@ -242,28 +251,34 @@ sub play
 
 sub heal
 {
-	my ($self) = @_;
+	my ($self, @types) = @_;
 	my $simulator = $self->{simulator};
 	$simulator->clear_faults;
 	wait_until('the simulator listens', sub { IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $simulator->port) });
 	$self->_hour_later;
 	$self->_note_time;
-	$self->_sync(qw(progress owners contacts deals));
-	$self->_sync_after_continued;
+	$self->_sync(@types ? @types : qw(progress owners contacts deals));
+	# A run that continues another one ends with what there was when that one
+	# began. What has changed since is for the next.
+	$self->_sync($self->_continued('%'));
 	return;
 }
 
-# A run that continues another one ends with what there was when that one began.
-# What has changed since is found by the next one, and what was deleted, if it
-# was a full one, by the next full one, a week later.
-sub _sync_after_continued
+# Types that had a run of this mode which has continued another one.
+sub _continued
+{
+	my ($self, $mode) = @_;
+	return split /\n/, $self->{server}->sql(
+		"SELECT DISTINCT sync_type FROM sync_logs WHERE continues IS NOT NULL AND mode LIKE '$mode'");
+}
+
+sub heal_in_a_week
 {
 	my ($self) = @_;
-	my $continued = q{sync_type IN (SELECT sync_type FROM sync_logs WHERE continues IS NOT NULL AND mode LIKE '%s')};
-	$self->_execute("UPDATE sync_state SET last_full_at = last_full_at - interval '8 days' WHERE "
-		  . sprintf $continued, 'full');
-	$self->_sync(split /\n/, $self->{server}->sql('SELECT sync_type FROM sync_state WHERE ' . sprintf $continued, '%'));
-	return;
+	my @types = $self->_continued('full') or return 0;
+	$self->_execute("UPDATE sync_state SET last_full_at = last_full_at - interval '8 days'");
+	$self->_sync(@types);
+	return 1;
 }
 
 # Sets how full runs of records read.

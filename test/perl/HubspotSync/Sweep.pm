@@ -29,7 +29,7 @@ use warnings;
 
 use FindBin;
 use HubspotSync::Scenario;
-use HubspotSync::Truth qw(truth_differences);
+use HubspotSync::Truth qw(truth_differences row_differences);
 use JSON::PP;
 use List::Util qw(shuffle sum0);
 use PostgreSQL::Test::Utils qw(slurp_file);
@@ -114,6 +114,11 @@ together; then runs may end for any reason that the README explains.
 =item runs()
 
 All runs in their order, as sync_logs has them; in scalar context their number.
+
+=item play($is_met)
+
+Plays the scenario. If $is_met->() says so, rows are healed and compared at
+half-time already; what is wrong then is returned by the next method, too.
 
 =item heal_and_compare()
 
@@ -203,8 +208,7 @@ sub try
 	my @cases = split /\+/, $case;
 	return $self->_try_several(@cases) if @cases > 1;
 	my $variant = $self->_begin_with($case);
-	my ($fault) = $self->{scenario}->simulator->faults;
-	my @problems = $fault->{hits} ? $self->_told($variant) : 'the fault was not met';
+	my @problems = $self->_is_met ? $self->_told($variant) : 'the fault was not met';
 	return (@problems, $self->heal_and_compare);
 }
 
@@ -231,8 +235,28 @@ sub _begin_with
 		$variant = $variants{$name // ''} or die "no such fault: $case\n";
 		$scenario->simulator->fault(nth => $index + 0, times => $variant->{times} // 1, action => $variant->{action});
 	}
-	$scenario->play;
+	$self->play(sub { $self->_is_met });
 	return $variant;
+}
+
+# Whether a request has met a fault.
+sub _is_met
+{
+	my ($self) = @_;
+	return scalar grep { $_->{fault} } $self->{scenario}->simulator->journal;
+}
+
+sub play
+{
+	my ($self, $is_met) = @_;
+	my $scenario = $self->{scenario};
+	$self->{early} = [];
+	$scenario->play(sub {
+		return unless $is_met->();
+		$scenario->heal(qw(owners contacts deals));
+		$self->{early} = [ map { "half-time: $_" } grep { !/: archived is false/ } row_differences($scenario) ];
+	});
+	return;
 }
 
 sub heal_and_compare
@@ -243,7 +267,10 @@ sub heal_and_compare
 	my @runs = $self->runs;
 	my @problems = map { "next run of $_->{sync_type}: " . ending($_) }
 	  grep { $_->{status} ne 'success' } @runs[ $before .. $#runs ];
-	return (@problems, truth_differences($self->{scenario}));
+	my @differences = truth_differences($self->{scenario});
+	@differences = truth_differences($self->{scenario})
+	  if @differences && !grep({ !/^\w+ \d+: archived is false/ } @differences) && $self->{scenario}->heal_in_a_week;
+	return (@problems, @{ delete $self->{early} || [] }, @differences);
 }
 
 # ---------------------------------------------------------------------------

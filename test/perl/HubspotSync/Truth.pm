@@ -28,7 +28,7 @@ use HubspotSync::OwnerHistory qw(history_differences history_overlaps);
 use HubspotSync::Wait qw(wait_until);
 use JSON::PP;
 
-our @EXPORT_OK = qw(truth_differences);
+our @EXPORT_OK = qw(truth_differences row_differences);
 
 =pod
 
@@ -42,9 +42,19 @@ A list of lines, empty if everything is as it should be: rows with all their
 columns, who owned a contact when, contacts' progress, what is remembered of
 it, and that nothing is left open, locked or connected.
 
+=item row_differences($scenario)
+
+The same of the rows alone.
+
 =back
 
 =cut
+
+sub row_differences
+{
+	my ($scenario) = @_;
+	return split /\n/, $scenario->server->sql(_load($scenario) . _rows());
+}
 
 sub truth_differences
 {
