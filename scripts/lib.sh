@@ -470,7 +470,7 @@ simulator_start() {
     "$python" "$root/test/simulator/hubspot_simulator.py" "$@" \
         >"$out" 2>"$work/simulator.log" </dev/null &
     simulator_pid=$!
-    for attempt in $(seq 300); do
+    for attempt in $(seq 3000); do # millions of records take their time
         simulator_url="$(sed -n 's/^listening on //p' "$out")"
         [ -n "$simulator_url" ] && return
         kill -0 "$simulator_pid" 2>/dev/null || break
