@@ -24,7 +24,7 @@ socket_dir=''
 server_port=''
 simulator_pid=''
 simulator_url=''
-running='' # the command that limited() waits for
+running='' # the command that limited() or attended() waits for
 refreshed='' # whether apt knows what there is now
 policy=''  # the file that keeps services from being started, if it is ours
 
@@ -93,6 +93,16 @@ limited() {
     fi
     wait "$reader" || true
     rm -f "$work/pipe"
+    return "$status"
+}
+
+# Runs a command so that a signal to the script is not kept waiting for it.
+attended() {
+    local status=0
+    "$@" &
+    running=$!
+    wait "$running" || status=$?
+    running=''
     return "$status"
 }
 
