@@ -50,7 +50,7 @@ class Control:
             ("POST", "config", self._configure),
             ("GET", "faults", lambda call: simulator.faults.describe()),
             ("POST", "faults", lambda call: simulator.faults.install(_body(call))),
-            ("DELETE", "faults", lambda call: simulator.faults.clear()),
+            ("DELETE", "faults", lambda call: simulator.clear_faults()),
             ("GET", "script", lambda call: simulator.scripts.describe()),
             ("POST", "script", lambda call: simulator.scripts.install(_body(call))),
             ("DELETE", "script", lambda call: simulator.scripts.clear()),

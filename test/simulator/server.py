@@ -141,6 +141,10 @@ class Server:
         """Have the next connections see the other certificate."""
         self._others_left = connections
 
+    def show_own_certificate(self) -> None:
+        """Have connections see the right certificate again."""
+        self._others_left = 0
+
     def _choose_certificate(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
         if self._others_left > 0:
             self._others_left -= 1

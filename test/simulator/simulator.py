@@ -41,6 +41,7 @@ class Simulator:
         self.journal = Journal()
         self.script_errors: list[str] = []
         self.count_connections: Callable[[], int] = lambda: 0
+        self.show_own_certificate: Callable[[], None] = lambda: None
         self._first_options = options
         self.reset({})
         self._control = Control(self)
@@ -50,10 +51,15 @@ class Simulator:
         self.options = self._first_options.changed(changes)
         self.world = fill_world(self.config, self.clock, self.options)
         self._api = Api(self.world, self.config, self.clock)
-        self.faults.clear()
+        self.clear_faults()
         self.scripts.clear()
         self.script_errors.clear()
         self.journal.clear()
+
+    def clear_faults(self) -> None:
+        """Remove all faults, and what one has left for the next connections."""
+        self.faults.clear()
+        self.show_own_certificate()
 
     def configure(self, changes: dict[str, Any]) -> None:
         """Change settings."""

@@ -814,6 +814,10 @@ class FaultTest(SimulatorCase):
         self.assertRaises(ssl.SSLCertVerificationError, ask)
         self.assertEqual(ask(), 200)
         self.assertEqual(self.control("GET", "state")["connections"], 1)
+        self.fault("other_certificate", action={"connections": 9})
+        self.assertRaises(ConnectionResetError, ask)
+        self.control("DELETE", "faults")
+        self.assertEqual(ask(), 200)
 
     def test_repeat_previous(self) -> None:
         self.fault("repeat_previous", nth=2, times=0)
