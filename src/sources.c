@@ -273,13 +273,37 @@ is_readable(char relkind)
 }
 
 /*
- * The relation of this name if rows can be read from it and its owner is that
- * of users.  InvalidOid otherwise, with a remark unless it just is not there.
+ * Locks the relation of this name against changes until the transaction ends.
+ * InvalidOid if there is none, or none any more once whoever changes it has
+ * ended.
+ */
+static Oid
+lock_table(Oid schema, const char *name)
+{
+	Oid			relation = get_relname_relid(name, schema);
+	Oid			locked = InvalidOid;
+
+	while (relation != locked)
+	{
+		if (OidIsValid(locked))
+			UnlockRelationOid(locked, AccessShareLock);
+		locked = relation;
+		if (OidIsValid(locked))
+			LockRelationOid(locked, AccessShareLock);
+		relation = get_relname_relid(name, schema);
+	}
+	return relation;
+}
+
+/*
+ * The relation of this name, locked, if rows can be read from it and its owner
+ * is that of users.  InvalidOid otherwise, with a remark unless it just is not
+ * there.
  */
 static Oid
 find_table(Search *search, Oid schema, const char *name)
 {
-	Oid			relation = OidIsValid(schema) ? get_relname_relid(name, schema)
+	Oid			relation = OidIsValid(schema) ? lock_table(schema, name)
 		: InvalidOid;
 
 	if (!OidIsValid(relation))
@@ -298,7 +322,8 @@ find_table(Search *search, Oid schema, const char *name)
 }
 
 /*
- * The source that a relation is, NULL with a remark if it lacks what it needs.
+ * The source that a locked relation is, NULL with a remark if it lacks what it
+ * needs.
  */
 static HsSource *
 make_source(Search *search, const char *kind, Oid relation,
@@ -421,6 +446,21 @@ wrong_owner(Oid relation)
 			 errhint("Request the run again.")));
 }
 
+/* The relation of users, locked.  Throws 42P01 if there is none. */
+static Oid
+lock_users(List *rows)
+{
+	Oid			relation = require_users(rows);
+
+	LockRelationOid(relation, AccessShareLock);
+	if (require_users(rows) != relation)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the table with students was replaced meanwhile"),
+				 errhint("Try again.")));
+	return relation;
+}
+
 /*
  * Users with their columns.  Throws if one that is needed is not there, or if
  * they do not belong to `owner`, unless that is InvalidOid.
@@ -429,11 +469,10 @@ static HsSource *
 find_users(Search *search, Oid owner)
 {
 	const HsSourceRow *row = find_row(search, "users", "");
-	Oid			relation = require_users(search->rows);
+	Oid			relation = lock_users(search->rows);
 	HsSource   *users;
 
 	Assert(row != NULL);
-	LockRelationOid(relation, AccessShareLock);
 	search->schema = get_rel_namespace(relation);
 	search->owner = hs_catalog_table_owner(relation);
 	if (OidIsValid(owner) && search->owner != owner)
@@ -549,20 +588,23 @@ is_taken(const Search *search, List *candidates, Oid relation)
 }
 
 /*
- * Adds a table that looks like a level's.  One that was named explicitly goes
- * first.  Throws if two that were found give one level.
+ * Adds a table that looks like a level's, unless it has gone meanwhile.  One
+ * that was named explicitly goes first.  Throws if two that were found give
+ * one level.
  */
 static void
 add_found_level(Search *search, List **candidates, const char *table)
 {
-	Oid			relation = get_relname_relid(table, search->schema);
+	Oid			relation;
 	char	   *prefix = pnstrdup(table, strlen(table) - strlen(UNITS_SUFFIX));
 	char	   *level = asc_tolower(prefix, strlen(prefix));
 	const HsSourceRow *row = find_row(search, "level", level);
 	Candidate  *other;
 
-	if (is_taken(search, *candidates, relation) ||
-		(row != NULL && !row->enabled))
+	if (row != NULL && !row->enabled)
+		return;
+	relation = find_table(search, search->schema, table);
+	if (!OidIsValid(relation) || is_taken(search, *candidates, relation))
 		return;
 	if (!is_level_name(level))
 	{
