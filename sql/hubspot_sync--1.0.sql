@@ -472,7 +472,7 @@ COMMENT ON COLUMN sync_state.connection_id IS 'the connection';
 COMMENT ON COLUMN sync_state.sync_type IS 'the sync type';
 COMMENT ON COLUMN sync_state.synced_until IS 'HubSpot''s clock at the start of the last completed run';
 COMMENT ON COLUMN sync_state.last_full_at IS 'when a full run last completed';
-COMMENT ON COLUMN sync_state.last_full_mapping IS 'fingerprint of the mapping it used; another mapping makes auto full again';
+COMMENT ON COLUMN sync_state.last_full_mapping IS 'fingerprint of the mapping it used, null once a run has begun to store by another one; another mapping makes auto full again';
 COMMENT ON COLUMN sync_state.last_deep_at IS 'when a run that reached back by the deep overlap, or a full one, last completed';
 COMMENT ON COLUMN sync_state.deep_until IS 'HubSpot''s clock at the start of that run';
 COMMENT ON COLUMN sync_state.last_refused_at IS 'when a full run last found too many records absent to believe it; null once one was believed';

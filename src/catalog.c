@@ -105,6 +105,7 @@ typedef enum Statement
 	SQL_STATE,
 	SQL_SAVE_STATE,
 	SQL_RESET_STATE,
+	SQL_FORGET_FULL_MAPPING,
 	SQL_SAVE_REFUSAL,
 	SQL_SAVE_SWEEP,
 	SQL_PROPERTIES,
@@ -530,13 +531,16 @@ static const char *const statements[SQL_STATEMENTS] = {
 	/* The newest run of this mode and scope that got anywhere. */
 	[SQL_RESUME] =
 	"SELECT id, checkpoint::text FROM ("
-	" SELECT id, checkpoint, mapping, status FROM @.sync_runs"
+	" SELECT id, checkpoint, mapping, status, created_at FROM @.sync_runs"
 	" WHERE connection_id = $1 AND sync_type = $2 AND mode = $3"
 	" AND scope = $4 AND (checkpoint IS NOT NULL"
 	"  OR status IN ('success', 'partial'))"
 	" ORDER BY created_at DESC LIMIT 1) r"
 	" WHERE status IN ('failed', 'cancelled') AND mapping = $5"
-	" AND checkpoint IS NOT NULL",
+	" AND checkpoint IS NOT NULL"
+	" AND NOT EXISTS (SELECT FROM @.sync_runs o"
+	"  WHERE o.connection_id = $1 AND o.sync_type = $2"
+	"  AND o.created_at > r.created_at AND o.mapping <> $5)",
 
 	[SQL_START_RUN] =
 	"UPDATE @.sync_runs SET mode = $2, mapping = $3, checkpoint = $4::jsonb,"
@@ -583,6 +587,10 @@ static const char *const statements[SQL_STATEMENTS] = {
 	[SQL_RESET_STATE] =
 	"UPDATE @.sync_state SET synced_until = NULL, last_full_at = NULL,"
 	" last_deep_at = NULL, deep_until = NULL"
+	" WHERE connection_id = $1 AND sync_type = $2",
+
+	[SQL_FORGET_FULL_MAPPING] =
+	"UPDATE @.sync_state SET last_full_mapping = NULL"
 	" WHERE connection_id = $1 AND sync_type = $2",
 
 	[SQL_SAVE_REFUSAL] =
@@ -1798,7 +1806,8 @@ hs_catalog_claim_run(const pg_uuid_t *id, HsRunRequest *request)
 
 /*
  * Finds the checkpoint an earlier run of the same mode, scope and mapping
- * left behind.  Returns false if there is nothing to continue.
+ * left behind.  Returns false if there is nothing to continue, or a run with
+ * another mapping came after it, which may have stored some of its rows again.
  */
 bool
 hs_catalog_resume(const HsRunRequest *request, const char *mode,
@@ -2949,6 +2958,20 @@ hs_catalog_add_owners(const pg_uuid_t *connection_id, const char *const *ids,
  * More of what completed runs have reached
  * ------------------------------------------------------------------------
  */
+
+/*
+ * Notes that the rows are no longer all of the mapping that the last full run
+ * had.
+ */
+void
+hs_catalog_forget_full_mapping(const pg_uuid_t *connection_id,
+							   const char *sync_type)
+{
+	Call		call;
+
+	begin_type_call(&call, SQL_FORGET_FULL_MAPPING, connection_id, sync_type);
+	run_and_end(&call);
+}
 
 /*
  * Notes that a full run did not believe what it found absent.

@@ -397,6 +397,8 @@ extern void hs_catalog_add_owners(const pg_uuid_t *connection_id,
 								  const char *const *since,
 								  const char *const *until, int n);
 
+extern void hs_catalog_forget_full_mapping(const pg_uuid_t *connection_id,
+										   const char *sync_type);
 extern void hs_catalog_save_refusal(const pg_uuid_t *connection_id,
 									const char *sync_type);
 extern void hs_catalog_save_sweep(const pg_uuid_t *connection_id,

@@ -288,6 +288,15 @@ restore_checkpoint(Pull *pull, const char *text)
  * ------------------------------------------------------------------------
  */
 
+/* Whether the mapping is that of all rows. */
+static bool
+is_of_full_mapping(const Pull *pull)
+{
+	const char *full = pull->state.last_full_mapping;
+
+	return full != NULL && strcmp(full, pull->store.mapping->fingerprint) == 0;
+}
+
 /*
  * Whether a full run is due: there was none with this mapping yet, or the
  * last one is too old.  One that was not believed is not repeated at once,
@@ -303,8 +312,7 @@ is_full_due(const Pull *pull)
 	if (state->last_refused_at != 0 &&
 		state->last_refused_at + Min(every, REFUSAL_PAUSE_US) > now)
 		return false;
-	return state->last_full_at == 0 || state->last_full_mapping == NULL ||
-		strcmp(state->last_full_mapping, pull->store.mapping->fingerprint) != 0 ||
+	return state->last_full_at == 0 || !is_of_full_mapping(pull) ||
 		state->last_full_at + every <= now;
 }
 
@@ -555,6 +563,9 @@ prepare(HsRun *run)
 	hs_catalog_start_run(&run->id, pull->mode, pull->store.mapping->fingerprint,
 						 pull->continues ? checkpoint_text(pull) : NULL,
 						 pull->continues ? &resume.run_id : NULL);
+	if (pull->state.last_full_mapping != NULL && !is_of_full_mapping(pull))
+		hs_catalog_forget_full_mapping(&request->connection_id,
+									   request->sync_type);
 	prepare_retries(pull);
 	prepare_absences(pull);
 	pull->is_first_load = !pull->state.is_known &&

@@ -529,9 +529,27 @@ subtest 'what auto becomes' => sub {
 	$mode_is->('incremental', 'after it');
 	$server->sql("UPDATE sync_types SET properties = '{}' WHERE sync_type = 'contacts'");
 
+	# What a run with another mapping has stored meanwhile is read again.
+	$mode_is->('full', 'no property more');
+	$server->sql("UPDATE sync_types SET properties = '{company}' WHERE sync_type = 'contacts'");
+	$sim->touch('contacts', count => 3);
+	run_ends('success', 'with another mapping', 'contacts', 'incremental');
+	$server->sql("UPDATE sync_types SET properties = '{}' WHERE sync_type = 'contacts'");
+	$mode_is->('full', 'back before a full run');
+	$mode_is->('incremental', 'after it');
+
+	# So it is if it is found by a walk that has passed it.
+	$sim->fault(path => "$contacts?", nth => 3, times => 0, action => 'reset');
+	run_ends('failed', 'a full run breaks off', 'contacts', 'full');
+	$sim->clear_faults;
+	$server->sql("UPDATE sync_types SET properties = '{company}' WHERE sync_type = 'contacts'");
+	run_ends('success', 'with another mapping', 'contacts', 'incremental');
+	$server->sql("UPDATE sync_types SET properties = '{}' WHERE sync_type = 'contacts'");
+	is(run_ends('success', 'back again', 'contacts', 'full')->{continues}, undef, '... it begins anew');
+
 	# A checkpoint of another mapping is not continued.
 	$sim->fault(path => "$contacts?", nth => 3, times => 0, action => 'reset');
-	my $failed = run_ends('failed', 'a full run breaks off', 'contacts', 'full');
+	run_ends('failed', 'a full run breaks off', 'contacts', 'full');
 	$sim->clear_faults;
 	$server->sql("UPDATE sync_types SET properties = '{city}' WHERE sync_type = 'contacts'");
 	my $log = run_ends('success', 'with another mapping', 'contacts', 'full');
