@@ -59,7 +59,7 @@ class ObjectsApi:
         index = self._indexes.get(table.kind.name)
         if index is None:
             index = self._indexes[table.kind.name] = SearchIndex(table)
-        return Answer(page=index.page(query))
+        return index.answer(query)
 
     def batch_read(self, call: Call, table: Table) -> Answer:
         """Up to 100 records, not in the order asked for; missing ids are listed in one error of a 207."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from answer import Page
+from answer import Answer, Page
 from call import list_member
 from clock import parse_instant
 from errors import ApiError
@@ -23,6 +23,7 @@ DEFAULT_LIMIT, MAX_LIMIT = 10, 200
 MAX_BODY, MAX_OFFSET = 3_000, 10_000
 _RESULTS_KEPT = 32
 _FOREVER_MS = 1 << 60
+_BY_ID, _BY_ID_DOWNWARDS = ("hs_object_id", False), ("hs_object_id", True)
 
 Test = Callable[[Record], bool]
 Filter = dict[str, Any]
@@ -62,6 +63,7 @@ class Found:
 
     ids: list[int]
     records: list[Record]
+    as_stored: bool  # the index shows all of them as they are
 
 
 class SearchIndex:
@@ -72,27 +74,36 @@ class SearchIndex:
         self._kept: OrderedDict[str, Found] = OrderedDict()
         self._stamp = (0, 0)
 
-    def page(self, query: Query) -> Page:
-        """One page of a search."""
-        groups, low, high = self._split_id_range(query)
-        found = self._found(groups, query.sort, query.text)
-        start, end = 0, len(found.ids)
-        if low is not None:
-            start = bisect_right(found.ids, low)
-        if high is not None:
-            end = bisect_left(found.ids, high)
+    def answer(self, query: Query) -> Answer:
+        """One page of a search. The total comes last, so that what comes before it can be kept compressed."""
+        found, start, end = self._range(query)
         total = max(0, end - start)
-        first = start + query.offset
-        last = min(first + query.limit, end)
+        count = max(0, min(query.limit, total - query.offset))
+        if query.sort == _BY_ID_DOWNWARDS:
+            last = end - query.offset
+            records = found.records[last - count : last][::-1]
+        else:
+            first = start + query.offset
+            records = found.records[first : first + count]
         renderer = self._table.renderer(query.names)
-        items = [renderer.one(record) for record in found.records[first:last]]
-        after = str(query.offset + query.limit) if last < end and query.limit else None
-        return Page(items, after, head={"total": total})
+        after = str(query.offset + query.limit) if query.offset + count < total and query.limit else None
+        page = Page(lambda: [renderer.one(record) for record in records], after, tail={"total": total})
+        ids = tuple(record.id for record in records)
+        return Answer(page=page, cache_key=(self._table.version, renderer.number, ids) if found.as_stored else None)
+
+    def _range(self, query: Query) -> tuple[Found, int, int]:
+        """What is found, and the places in it between which the page is. Sorted by id it is upwards in any case."""
+        groups, low, high = self._split_id_range(query)
+        sort = _BY_ID if query.sort == _BY_ID_DOWNWARDS else query.sort
+        found = self._found(groups, sort, query.text)
+        start = 0 if low is None else bisect_right(found.ids, low)
+        end = len(found.ids) if high is None else bisect_left(found.ids, high)
+        return found, start, end
 
     def _split_id_range(self, query: Query) -> tuple[list[list[Filter]], int | None, int | None]:
         """Take `hs_object_id GT/LT` out of a single group sorted by id: those are cut out of the kept result."""
         low = high = None
-        if len(query.groups) != 1 or query.sort != ("hs_object_id", False):
+        if len(query.groups) != 1 or query.sort not in (_BY_ID, _BY_ID_DOWNWARDS):
             return query.groups, low, high
         rest = []
         for item in query.groups[0]:
@@ -133,7 +144,7 @@ class SearchIndex:
         if for_text is not None:
             shown = [record for record in shown if for_text(record)]
         shown.sort(key=_sort_key(table, sort), reverse=bool(sort and sort[1]))
-        return Found([record.id for record in shown], shown)
+        return Found([record.id for record in shown], shown, not stale)
 
     def _candidates(self, groups: list[list[Filter]]) -> list[int]:
         """Live ids, narrowed by the modified date where the only group asks for it."""

@@ -165,6 +165,27 @@ class SearchTest(SimulatorCase):
             seen += page
         self.assertEqual(seen, self.ids())
 
+    def test_downwards(self) -> None:
+        """From the highest id down to a bound, as if the answers were not kept."""
+        ids = self.ids()
+        by_id = {"propertyName": "hs_object_id", "direction": "DESCENDING"}
+        above, below = where("hs_object_id", "GT", ids[4]), where("hs_object_id", "LT", ids[20])
+        for _ in range(2):
+            body = self.search(above, below, sorts=[by_id], limit=6).json()
+            self.assertEqual([record["id"] for record in body["results"]], ids[14:20][::-1])
+            self.assertEqual((body["total"], body["paging"]["next"]["after"]), (15, "6"))
+            body = self.search(above, below, sorts=[by_id], limit=6, after="12").json()
+            self.assertEqual([record["id"] for record in body["results"]], ids[5:8][::-1])
+            self.assertNotIn("paging", body)
+            self.assertEqual(self.found(above, where("hs_object_id", "LT", ids[5]), sorts=[by_id]), [])
+        self.config(search_lag_ms=60_000)
+        self.patch(ids[19], city="Ulm")
+        shown = self.search(above, below, sorts=[by_id], limit=1, properties=["city"]).json()["results"][0]
+        self.assertNotEqual(shown["properties"]["city"], "Ulm")
+        self.config(search_lag_ms=0)
+        shown = self.search(above, below, sorts=[by_id], limit=1, properties=["city"]).json()["results"][0]
+        self.assertEqual(shown["properties"]["city"], "Ulm")
+
     def test_modified_since(self) -> None:
         since = self.now_ms()
         changed = self.ids()[3]
