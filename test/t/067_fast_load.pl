@@ -169,10 +169,12 @@ subtest 'strategies' => sub {
 # ---------------------------------------------------------------------------
 
 my $serial = 0;
+my %taken; # ids, archived ones too
 my %deed = (
 	create => sub { return { op => 'create', type => 'contacts', properties => { lastname => 'new ' . ++$serial } }; },
 	create_low => sub {
-		my $id = one_of(1, 9_000_000, 4_000_000_000) + ++$serial;
+		my $id;
+		do { $id = one_of(1, 9_000_000, 4_000_000_000) + ++$serial; } while $taken{$id};
 		return { op => 'create', type => 'contacts', id => $id, properties => { lastname => 'new ' . $serial } };
 	},
 	edit => sub { return { op => 'patch', type => 'contacts', id => $_[0], properties => { lastname => 'edited ' . ++$serial } }; },
@@ -194,6 +196,7 @@ sub disturb
 {
 	my ($lag) = @_;
 	my @ids = ids();
+	%taken = map { $_ => 1 } $sim->objects_text('contacts') =~ /^\{"id":"(\d+)"/mg;
 	$sim->config(search_lag_ms => $lag, latency_ms => DELAY_MS);
 	$sim->script(path => "$contacts?", nth => 1, when => 'before', do => [ deeds(\@ids, CHANGES) ]);
 	foreach my $nth (2 .. ($lag ? 4 : 7))
