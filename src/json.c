@@ -24,6 +24,8 @@
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/datetime.h"
+#include "utils/fmgroids.h"
+#include "utils/jsonb.h"
 #include "utils/memutils.h"
 
 #include "json.h"
@@ -1011,6 +1013,25 @@ hs_json_append(StringInfo out, const HsJson *value)
 	append_value(out, unwrap(value));
 }
 
+/*
+ * Appends text, UTF-8 and without NUL, as a JSON string with its quotes; NULL
+ * as null.  Throws when out of memory or of StringInfo.
+ */
+void
+hs_json_append_string(StringInfo out, const char *text)
+{
+	if (text == NULL)
+		appendStringInfoString(out, "null");
+	else
+		append_text(out, text, strlen(text));
+}
+
+/*
+ * Making jsonb, without writing text that it would have to read again.
+ */
+
+static void fill_value(JsonbValue *out, json_object *value);
+
 /* A member of an object, on its way into order. */
 typedef struct Member
 {
@@ -1032,12 +1053,27 @@ compare_members(const void *a, const void *b)
 	return memcmp(ma->name, mb->name, ma->len);
 }
 
+/*
+ * Room for the parts of an array or object.  That there are too many for it
+ * is said as jsonb says that they take too much room.
+ */
+static void *
+allocate_parts(size_t n, size_t size)
+{
+	if (n > MaxAllocSize / size)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("an array or object of %zu parts is too large for jsonb",
+						n)));
+	return palloc(Max(n, 1) * size);
+}
+
 /* The members of an object, palloc'd. */
 static Member *
 list_members(json_object *object, int *n)
 {
-	Member	   *members = palloc(sizeof(Member) *
-								 Max(json_object_object_length(object), 1));
+	Member	   *members = allocate_parts(json_object_object_length(object),
+										 sizeof(Member));
 	int			count = 0;
 
 	/* The macro declares `name` and `value`. */
@@ -1052,6 +1088,115 @@ list_members(json_object *object, int *n)
 	}
 	*n = count;
 	return members;
+}
+
+static void
+fill_string(JsonbValue *out, const char *text, size_t len)
+{
+	out->type = jbvString;
+	out->val.string.val = unconstify(char *, text);
+	out->val.string.len = (int) len;
+}
+
+/* As append_double() writes it. */
+static void
+fill_double(JsonbValue *out, json_object *number)
+{
+	const char *text = double_text(number);
+	Datum		numeric;
+
+	if (!is_jsonb_number(text))
+	{
+		fill_string(out, text, strlen(text));
+		return;
+	}
+	numeric = OidFunctionCall3(F_NUMERIC_IN, CStringGetDatum(text),
+							   ObjectIdGetDatum(InvalidOid),
+							   Int32GetDatum(-1));
+	out->type = jbvNumeric;
+	out->val.numeric = DatumGetNumeric(numeric);
+}
+
+static void
+fill_array(JsonbValue *out, json_object *array)
+{
+	size_t		length = json_object_array_length(array);
+
+	out->type = jbvArray;
+	out->val.array.rawScalar = false;
+	out->val.array.nElems = (int) length;
+	out->val.array.elems = allocate_parts(length, sizeof(JsonbValue));
+	for (size_t i = 0; i < length; i++)
+		fill_value(&out->val.array.elems[i],
+				   json_object_array_get_idx(array, i));
+}
+
+/* An object without members. */
+static void
+fill_empty_object(JsonbValue *out, int max_pairs)
+{
+	out->type = jbvObject;
+	out->val.object.nPairs = 0;
+	out->val.object.pairs = allocate_parts(max_pairs, sizeof(JsonbPair));
+}
+
+/* Adds a member, which must come after the others in jsonb's order. */
+static void
+add_pair(JsonbValue *object, const Member *member)
+{
+	JsonbPair  *pair = &object->val.object.pairs[object->val.object.nPairs];
+
+	fill_string(&pair->key, member->name, member->len);
+	fill_value(&pair->value, member->value);
+	pair->order = object->val.object.nPairs++;
+}
+
+static void
+fill_object(JsonbValue *out, json_object *object)
+{
+	int			n;
+	Member	   *members = list_members(object, &n);
+
+	qsort(members, n, sizeof(Member), compare_members);
+	fill_empty_object(out, n);
+	for (int i = 0; i < n; i++)
+		add_pair(out, &members[i]);
+	pfree(members);
+}
+
+/* Recursion is bounded by MAX_DEPTH. */
+static void
+fill_value(JsonbValue *out, json_object *value)
+{
+	check_stack_depth();
+
+	switch (json_object_get_type(value))
+	{
+		case json_type_null:
+			out->type = jbvNull;
+			break;
+		case json_type_boolean:
+			out->type = jbvBool;
+			out->val.boolean = json_object_get_boolean(value);
+			break;
+		case json_type_int:
+			out->type = jbvNumeric;
+			out->val.numeric = int64_to_numeric(json_object_get_int64(value));
+			break;
+		case json_type_double:
+			fill_double(out, value);
+			break;
+		case json_type_string:
+			fill_string(out, json_object_get_string(value),
+						json_object_get_string_len(value));
+			break;
+		case json_type_array:
+			fill_array(out, value);
+			break;
+		case json_type_object:
+			fill_object(out, value);
+			break;
+	}
 }
 
 /* Whether the known order is that of these members, too. */
@@ -1069,7 +1214,7 @@ order_fits(const HsJsonOrder *order, const Member *members, int n)
 	return true;
 }
 
-/* Finds out in which order the members are to be written. */
+/* Finds out the order of members. */
 static void
 find_order(HsJsonOrder *order, const Member *members, int n)
 {
@@ -1102,49 +1247,38 @@ hs_json_new_order(void)
 }
 
 /*
- * The same as hs_json_append() for an object, perhaps without members that are
- * null, in the order in which jsonb keeps them: it then has nothing to sort,
- * which takes it longer than all else where there are hundreds.
+ * An object, perhaps without members that are null, as jsonb in the current
+ * memory context; {} for what is no object.  The values are those that
+ * hs_json_append() writes.  `order` spares sorting hundreds of keys for every
+ * record.  Throws what is said of the data, of the class "program limit
+ * exceeded", where it is too large for jsonb.
  */
-void
-hs_json_append_ordered(StringInfo out, const HsJson *object, bool with_nulls,
-					   HsJsonOrder *order)
+Datum
+hs_json_object_to_jsonb(const HsJson *object, bool with_nulls,
+						HsJsonOrder *order)
 {
+	json_object *container = unwrap(object);
+	JsonbValue	value;
+	Member	   *members;
 	int			n;
-	Member	   *members = list_members(unwrap(object), &n);
-	char		separator = '{';
 
+	if (!json_object_is_type(container, json_type_object))
+	{
+		fill_empty_object(&value, 0);
+		return JsonbPGetDatum(JsonbValueToJsonb(&value));
+	}
+	members = list_members(container, &n);
 	if (!order_fits(order, members, n))
 		find_order(order, members, n);
+	fill_empty_object(&value, n);
 	for (int i = 0; i < n; i++)
 	{
 		const Member *member = &members[order->places[i]];
 
-		if (member->value == NULL && !with_nulls)
-			continue;
-		appendStringInfoCharMacro(out, separator);
-		append_text(out, member->name, member->len);
-		appendStringInfoCharMacro(out, ':');
-		append_value(out, member->value);
-		separator = ',';
+		if (member->value != NULL || with_nulls)
+			add_pair(&value, member);
 	}
-	if (separator == '{')
-		appendStringInfoChar(out, '{');
-	appendStringInfoChar(out, '}');
-	pfree(members);
-}
-
-/*
- * Appends text, UTF-8 and without NUL, as a JSON string with its quotes; NULL
- * as null.  Throws when out of memory or of StringInfo.
- */
-void
-hs_json_append_string(StringInfo out, const char *text)
-{
-	if (text == NULL)
-		appendStringInfoString(out, "null");
-	else
-		append_text(out, text, strlen(text));
+	return JsonbPGetDatum(JsonbValueToJsonb(&value));
 }
 
 /*

@@ -39,13 +39,13 @@ typedef enum HsJsonType
 } HsJsonType;
 
 /*
- * The order in which the members of an object were written last: objects that
- * follow each other mostly have the same members.
+ * The order in which the members of an object were last put into jsonb:
+ * objects that follow each other mostly have the same members.
  */
 typedef struct HsJsonOrder
 {
 	MemoryContext context;
-	int		   *places;			/* of the members, in the order of writing */
+	int		   *places;			/* of the members, in jsonb's order */
 	int			n;
 } HsJsonOrder;
 
@@ -68,9 +68,9 @@ extern int64 hs_json_epoch_ms(TimestampTz t);
 
 extern char *hs_json_clip(const char *text, int max_bytes);
 extern void hs_json_append(StringInfo out, const HsJson *value);
-extern HsJsonOrder *hs_json_new_order(void);
-extern void hs_json_append_ordered(StringInfo out, const HsJson *object,
-								   bool with_nulls, HsJsonOrder *order);
 extern void hs_json_append_string(StringInfo out, const char *text);
+extern HsJsonOrder *hs_json_new_order(void);
+extern Datum hs_json_object_to_jsonb(const HsJson *object, bool with_nulls,
+									 HsJsonOrder *order);
 
 #endif							/* HS_JSON_H */

@@ -711,23 +711,6 @@ owner_name(const HsJson *properties)
 	return unconstify(char *, hs_json_text(hs_json_member(properties, "email")));
 }
 
-/*
- * All properties received, as JSON; where all there are were asked for, those
- * that have a value.
- */
-static char *
-properties_text(const HsMapping *mapping, const HsJson *properties)
-{
-	StringInfoData json;
-
-	if (hs_json_type(properties) != HS_JSON_OBJECT)
-		return pstrdup("{}");
-	initStringInfo(&json);
-	hs_json_append_ordered(&json, properties, !mapping->all_properties,
-						   mapping->order);
-	return json.data;
-}
-
 /* The status of a stage, NULL if it is known that no pipeline has it. */
 static const char *
 stage_status(List *stages, const char *id, const char **unknown)
@@ -783,23 +766,14 @@ hs_mapping_fill(const HsMapping *mapping, HsRecord *record, List *stages)
 			case HS_COLUMN_CONSTANT:
 				text = column->argument;
 				break;
-			case HS_COLUMN_PROPERTIES:
-				text = properties_text(mapping, record->properties);
-				break;
-			case HS_COLUMN_ARCHIVED:
-				text = record->archived ? "true" : "false";
-				break;
-			case HS_COLUMN_ARCHIVED_AT:
-				text = record->archived ? time_text(record->archived_at) : NULL;
-				break;
 			case HS_COLUMN_REASON:
 				text = record->archived ? HS_REASON_ARCHIVED : NULL;
 				break;
+			case HS_COLUMN_PROPERTIES:
+			case HS_COLUMN_ARCHIVED:
+			case HS_COLUMN_ARCHIVED_AT:
 			case HS_COLUMN_UPDATED_AT:
-				text = time_text(record->updated_at);
-				break;
 			case HS_COLUMN_MERGED_INTO:
-				break;
 			case HS_COLUMN_NOW:
 			case HS_COLUMN_CONNECTION:
 				break;
@@ -809,6 +783,32 @@ hs_mapping_fill(const HsMapping *mapping, HsRecord *record, List *stages)
 			record->refused = column;
 	}
 	return unknown;
+}
+
+/*
+ * The value, in its column's type, of a column that the sync fills by itself
+ * with what is no text: the properties received (where all there are were
+ * asked for, those that have a value), and what is known of the record.  In
+ * the current memory context.  Throws, as for a record's fault, where jsonb
+ * cannot hold the properties.
+ */
+Datum
+hs_mapping_own_value(const HsMapping *mapping, const HsColumn *column,
+					 const HsRecord *record, bool *isnull)
+{
+	TimestampTz t = record->updated_at;
+
+	*isnull = false;
+	if (column->kind == HS_COLUMN_PROPERTIES)
+		return hs_json_object_to_jsonb(record->properties,
+									   !mapping->all_properties,
+									   mapping->order);
+	if (column->kind == HS_COLUMN_ARCHIVED)
+		return BoolGetDatum(record->archived);
+	if (column->kind == HS_COLUMN_ARCHIVED_AT)
+		t = record->archived ? record->archived_at : 0;
+	*isnull = t == 0;
+	return TimestampTzGetDatum(t);
 }
 
 /*

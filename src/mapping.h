@@ -84,7 +84,8 @@ typedef struct HsRecord
 	bool		unknown;		/* its row, if any, is not the sync's */
 	const HsJson *json;			/* the whole record */
 	const HsJson *properties;	/* where property values are */
-	char	  **values;			/* text per input column, NULL for null */
+	char	  **values;			/* text per input column, NULL for null and
+								 * where hs_mapping_own_value() has them */
 	const HsColumn *refused;	/* whose value cannot be right; NULL: none */
 } HsRecord;
 
@@ -113,7 +114,7 @@ typedef struct HsMapping
 	bool		keeps_rows;		/* bookkeeping goes to sync_rows */
 	bool		needs_stages;
 	bool		all_properties;
-	HsJsonOrder *order;			/* of the properties, as text */
+	HsJsonOrder *order;			/* of the properties, as jsonb */
 	bool		keeps_owner_history;
 	HsFilter   *filter;			/* NULL: none */
 	HsStatement store;
@@ -138,6 +139,9 @@ extern bool hs_mapping_read_record(const HsMapping *mapping,
 								   const char **problem);
 extern const char *hs_mapping_fill(const HsMapping *mapping,
 								   HsRecord *record, List *stages);
+extern Datum hs_mapping_own_value(const HsMapping *mapping,
+								  const HsColumn *column,
+								  const HsRecord *record, bool *isnull);
 extern void hs_mapping_try_value(const HsMapping *mapping,
 								 const HsRecord *record, int column);
 

@@ -3,8 +3,8 @@
  * target.c
  *	  The statements that read and write a target table.
  *
- * The most important one takes an array of text per column and stores a page
- * of records:
+ * The most important one takes an array per column, mostly of text, and stores
+ * a page of records:
  *
  *	  INSERT INTO target (...)
  *	  SELECT ... FROM unnest($3::text[], ...) LEFT JOIN target
@@ -97,6 +97,48 @@ append_columns(StringInfo sql, const HsMapping *mapping, const char *prefix)
 						 quote_identifier(mapping->columns[i].name));
 }
 
+/* A type in which a column's values are handed to the storing statement. */
+typedef struct InputType
+{
+	const char *name;
+	Oid			oid;
+	Oid			array;
+	int16		len;
+	bool		by_value;
+	char		align;
+} InputType;
+
+static const InputType text_input =
+	{"pg_catalog.text", TEXTOID, TEXTARRAYOID, -1, false, TYPALIGN_INT};
+static const InputType jsonb_input =
+	{"pg_catalog.jsonb", JSONBOID, JSONBARRAYOID, -1, false, TYPALIGN_INT};
+static const InputType bool_input =
+	{"pg_catalog.bool", BOOLOID, BOOLARRAYOID, 1, true, TYPALIGN_CHAR};
+static const InputType time_input =
+	{"pg_catalog.timestamptz", TIMESTAMPTZOID, TIMESTAMPTZARRAYOID,
+	 sizeof(TimestampTz), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE};
+
+/*
+ * What comes from HubSpot is text, which the column's type reads in the
+ * statement; what hs_mapping_own_value() has is of that type already.
+ */
+static const InputType *
+input_type(const HsColumn *column)
+{
+	switch (column->kind)
+	{
+		case HS_COLUMN_PROPERTIES:
+			return &jsonb_input;
+		case HS_COLUMN_ARCHIVED:
+			return &bool_input;
+		case HS_COLUMN_ARCHIVED_AT:
+		case HS_COLUMN_UPDATED_AT:
+			return &time_input;
+		default:
+			return &text_input;
+	}
+}
+
 /* Appends the derived table of typed input rows. */
 static void
 append_input(StringInfo sql, const HsMapping *mapping)
@@ -119,8 +161,9 @@ append_input(StringInfo sql, const HsMapping *mapping)
 	}
 	appendStringInfoString(sql, " FROM unnest(");
 	for (int i = 0; i < mapping->ninputs; i++)
-		appendStringInfo(sql, "%s$%d::text[]", i > 0 ? ", " : "",
-						 FIXED_PARAMS + 1 + i);
+		appendStringInfo(sql, "%s$%d::%s[]", i > 0 ? ", " : "",
+						 FIXED_PARAMS + 1 + i,
+						 input_type(&mapping->columns[i])->name);
 	appendStringInfoString(sql, ") AS u(");
 	for (int i = 0; i < mapping->ninputs; i++)
 		appendStringInfo(sql, "%sc%d", i > 0 ? ", " : "", i);
@@ -542,15 +585,36 @@ execute(const HsStatement *statement, Datum *values)
 	return SPI_processed;
 }
 
-/* Column `i` of all records as a text array. */
+/* Column `i` of all records as an array of text. */
 static Datum
-column_array(HsRecord *const *records, int n, int i)
+text_array(HsRecord *const *records, int n, int i)
 {
 	const char **values = palloc(sizeof(char *) * n);
 
 	for (int r = 0; r < n; r++)
 		values[r] = records[r]->values[i];
 	return hs_catalog_text_array(values, n);
+}
+
+/* Column `i` of all records as an array of the type that input_type() says. */
+static Datum
+column_array(const HsMapping *mapping, HsRecord *const *records, int n, int i)
+{
+	const InputType *type = input_type(&mapping->columns[i]);
+	Datum	   *values;
+	bool	   *nulls;
+	int			lower = 1;
+
+	if (type == &text_input)
+		return text_array(records, n, i);
+	values = palloc(sizeof(Datum) * n);
+	nulls = palloc(sizeof(bool) * n);
+	for (int r = 0; r < n; r++)
+		values[r] = hs_mapping_own_value(mapping, &mapping->columns[i],
+										 records[r], &nulls[r]);
+	return PointerGetDatum(construct_md_array(values, nulls, 1, &n, &lower,
+											  type->oid, type->len,
+											  type->by_value, type->align));
 }
 
 /* A column of the current result in the given memory context. */
@@ -586,8 +650,8 @@ hs_target_store(HsMapping *mapping, const pg_uuid_t *connection_id,
 	values[PARAM_PROVISIONAL - 1] = BoolGetDatum(provisional);
 	for (int i = 0; i < mapping->ninputs; i++)
 	{
-		types[FIXED_PARAMS + i] = TEXTARRAYOID;
-		values[FIXED_PARAMS + i] = column_array(records, n, i);
+		types[FIXED_PARAMS + i] = input_type(&mapping->columns[i])->array;
+		values[FIXED_PARAMS + i] = column_array(mapping, records, n, i);
 	}
 	SPI_connect();
 	prepare(&mapping->store, nargs, types);

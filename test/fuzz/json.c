@@ -3,7 +3,8 @@
  *
  * Whatever a document says, json.c parses it or refuses it: it accepts all
  * JSON that PostgreSQL accepts and jsonb could hold, every text it hands out
- * can be stored, and what it writes is JSON that reads the same again.
+ * can be stored, what it writes is JSON that reads the same again, and so is
+ * the jsonb it makes.
  */
 #include "server.h"
 
@@ -124,6 +125,40 @@ write_and_read(const HsJson *root)
 	REQUIRE(strcmp(written(again.root), text) == 0);
 }
 
+/* The stand-in for jsonb is its text. */
+static const char *
+as_jsonb(const HsJson *object, bool with_nulls, HsJsonOrder *order)
+{
+	return DatumGetPointer(hs_json_object_to_jsonb(object, with_nulls, order));
+}
+
+/*
+ * The jsonb made is valid, whichever object was there before, and the same as
+ * that of what is written as text.
+ */
+static void
+make_jsonb(const HsJson *root)
+{
+	HsJsonOrder *order = hs_json_new_order();
+	const char *text = as_jsonb(root, true, order);
+	char	   *source = written(root);
+	const HsJson *again = hs_json_parse(source, strlen(source)).root;
+
+	REQUIRE(server_can_hold(text));
+	REQUIRE(server_reads_json(text, strlen(text)));
+	REQUIRE(strcmp(as_jsonb(again, true, hs_json_new_order()), text) == 0);
+	if (hs_json_type(root) == HS_JSON_OBJECT)
+	{
+		const char **names;
+		int			n = hs_json_names(root, &names);
+
+		for (int i = 0; i < n; i++)
+			(void) as_jsonb(hs_json_member(root, names[i]), i % 2 == 0, order);
+	}
+	REQUIRE(strcmp(as_jsonb(root, true, order), text) == 0);
+	(void) as_jsonb(root, false, order);
+}
+
 /* More brackets than that may be too deep. */
 static bool
 is_shallow(const char *data, size_t size)
@@ -145,6 +180,7 @@ fuzz_input(const char *data, size_t size)
 	{
 		walk(parse.root);
 		write_and_read(parse.root);
+		make_jsonb(parse.root);
 	}
 	else if (is_shallow(data, size))
 	{

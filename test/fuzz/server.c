@@ -7,8 +7,9 @@
  * chunk is one of malloc's, so that AddressSanitizer sees the first byte read
  * beyond it, and every context is gone after each input, so that it sees what
  * is lost.  Strings, encodings, JSON and printing are PostgreSQL's own, from
- * libpgcommon and libpgport.  What is missing here is made by scripts/fuzz as
- * a function that stops with its name.
+ * libpgcommon and libpgport.  A jsonb is the text of what is handed over to
+ * become one, which has to be in jsonb's order.  What is missing here is made
+ * by scripts/fuzz as a function that stops with its name.
  *
  *-------------------------------------------------------------------------
  */
@@ -23,6 +24,8 @@
 #include "miscadmin.h"
 #include "nodes/pg_list.h"
 #include "utils/datetime.h"
+#include "utils/fmgroids.h"
+#include "utils/jsonb.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
@@ -427,6 +430,109 @@ DEFINE_TEXT(errhint)
 void
 ProcessInterrupts(void)
 {
+}
+
+/* ------------------------------------------------------------------------
+ * jsonb
+ * ------------------------------------------------------------------------
+ */
+
+/* Numbers are their texts. */
+Numeric
+int64_to_numeric(int64 number)
+{
+	return (Numeric) psprintf(INT64_FORMAT, number);
+}
+
+Datum
+OidFunctionCall3Coll(Oid function, Oid collation, Datum text, Datum type,
+					 Datum typmod)
+{
+	REQUIRE(function == F_NUMERIC_IN);
+	return CStringGetDatum(pstrdup(DatumGetCString(text)));
+}
+
+struct varlena *
+pg_detoast_datum(struct varlena *datum)
+{
+	return datum;
+}
+
+static void
+write_string(StringInfo out, const JsonbValue *string)
+{
+	REQUIRE(string->type == jbvString);
+	appendStringInfoChar(out, '"');
+	for (int i = 0; i < string->val.string.len; i++)
+	{
+		unsigned char c = string->val.string.val[i];
+
+		if (c < ' ' || c == '"' || c == '\\')
+			appendStringInfo(out, "\\u%04x", c);
+		else
+			appendStringInfoChar(out, (char) c);
+	}
+	appendStringInfoChar(out, '"');
+}
+
+/* Whether a key comes before another in jsonb's order. */
+static bool
+comes_before(const JsonbValue *a, const JsonbValue *b)
+{
+	int			len = a->val.string.len;
+
+	if (len != b->val.string.len)
+		return len < b->val.string.len;
+	return memcmp(a->val.string.val, b->val.string.val, len) < 0;
+}
+
+static void
+write_jsonb(StringInfo out, const JsonbValue *value)
+{
+	if (value->type == jbvNull)
+		appendStringInfoString(out, "null");
+	else if (value->type == jbvBool)
+		appendStringInfoString(out, value->val.boolean ? "true" : "false");
+	else if (value->type == jbvNumeric)
+		appendStringInfoString(out, (const char *) value->val.numeric);
+	else if (value->type == jbvArray)
+	{
+		REQUIRE(!value->val.array.rawScalar);
+		appendStringInfoChar(out, '[');
+		for (int i = 0; i < value->val.array.nElems; i++)
+		{
+			appendStringInfoString(out, i > 0 ? "," : "");
+			write_jsonb(out, &value->val.array.elems[i]);
+		}
+		appendStringInfoChar(out, ']');
+	}
+	else if (value->type == jbvObject)
+	{
+		const JsonbPair *pairs = value->val.object.pairs;
+
+		appendStringInfoChar(out, '{');
+		for (int i = 0; i < value->val.object.nPairs; i++)
+		{
+			REQUIRE(i == 0 || comes_before(&pairs[i - 1].key, &pairs[i].key));
+			appendStringInfoString(out, i > 0 ? "," : "");
+			write_string(out, &pairs[i].key);
+			appendStringInfoChar(out, ':');
+			write_jsonb(out, &pairs[i].value);
+		}
+		appendStringInfoChar(out, '}');
+	}
+	else
+		write_string(out, value);
+}
+
+Jsonb *
+JsonbValueToJsonb(JsonbValue *value)
+{
+	StringInfoData out;
+
+	initStringInfo(&out);
+	write_jsonb(&out, value);
+	return (Jsonb *) out.data;
 }
 
 /* ------------------------------------------------------------------------

@@ -435,6 +435,28 @@ subtest 'types other than text' => sub {
 	is(deal($empty, 'deal_value IS NULL, close_date IS NULL'), 't|t', 'empty values are null');
 };
 
+subtest 'properties as jsonb' => sub {
+	fresh();
+	my ($all, $others, $nothing) = map { id_of('contacts', $_) } 1, 2, 3;
+	my $record = '{"id":"%s","properties":%s,"updatedAt":"2026-01-01T00:00:00.000Z"}';
+	# Not in the order in which jsonb keeps names, nor of one kind.
+	my $mixed = '"zz":1,"b":null,"a":"\\u00e4\\"\\\\\\n","ccc":true,"":false,"zz2":-0.50,"aa":12345678901234567890123,'
+	  . '"f":1.5e10,"e":[],"o":{},"l":[1,"2",null,[{"y":1,"xx":[],"x":{"z":"","b":2}}]]';
+	my $long = '1' x 200;
+	$sim->raw('contacts', $all, sprintf $record, $all, "{$mixed}");
+	$sim->raw('contacts', $others, sprintf $record, $others, qq({"z":"twice","far":1e5000,"long":$long,"z":"the last"}));
+	$sim->raw('contacts', $nothing, sprintf $record, $nothing, '[1]');
+	run_ends('success', 'contacts', 'full', 'all kinds of values');
+	is(contact($all, "properties = '{$mixed}'::jsonb"), 't', 'what HubSpot sent');
+	is(contact($all, "properties -> 'l' -> 3 -> 0 -> 'x' ->> 'b'"), '2', '... and what is inside is found by its name');
+	is(contact($others, 'properties'), qq({"z": "the last", "far": "1e5000", "long": "$long"}),
+		'of two of one name the last, as text what no number can be');
+	is(contact($nothing, 'properties'), '{}', 'nothing where there are none');
+	is(count_of('contacts WHERE properties::text::jsonb = properties'), CONTACTS, 'every one is a jsonb like any other');
+	is(count_of("contacts WHERE EXISTS (SELECT FROM jsonb_object_keys(properties) k WHERE NOT properties ? k)"),
+		0, '... whose members are found');
+};
+
 subtest 'nothing where something is expected' => sub {
 	fresh();
 	$sim->fault(path => "$contacts?", nth => 2, action => { kind => 'replace_page', results => 'null' });
