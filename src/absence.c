@@ -205,12 +205,18 @@ note_list(HsStore *store, const char *origin, List *list)
 	note(store, origin, ids, survivors, n);
 }
 
-/* Notes what a part of a list lacks. */
-static void
-note_missing(HsStore *store, const HsRecordPage *page)
+/*
+ * Notes what the page's part of a list lacks, in the transaction that stores
+ * the page; best before it is stored, when the rows of a first load are not
+ * there to be looked at.
+ */
+void
+hs_absence_note_missing(HsStore *store, const HsRecordPage *page)
 {
 	bool		archived = page->in_recycle_bin;
 
+	if (page->range == NULL)
+		return;
 	note_list(store, archived ? "archive" : "list",
 			  missing_in_range(store, archived, page->range));
 }
@@ -258,8 +264,8 @@ note_merges(HsStore *store, const HsRecordPage *page)
 }
 
 /*
- * Notes what a page hints at, in the transaction that stores it, and forgets
- * what it settles.
+ * Notes what the records of a page hint at, in the transaction that stores
+ * them and after that, and forgets what they settle.
  */
 void
 hs_absence_note(HsStore *store, const HsRecordPage *page)
@@ -272,8 +278,6 @@ hs_absence_note(HsStore *store, const HsRecordPage *page)
 	else if (store->has_absences && !page->provisional)
 		hs_catalog_arrived_absences(connection, store->type->name, page->ids,
 									page->nids);
-	if (page->range != NULL)
-		note_missing(store, page);
 	if (page->provisional && page->nids > 0)
 		note_buried(store, page);
 	if (page->nmerged > 0 && !page->settles)

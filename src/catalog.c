@@ -704,7 +704,7 @@ static const char *const statements[SQL_STATEMENTS] = {
 	"SELECT record_id FROM @.sync_rows"
 	" WHERE connection_id = $1 AND sync_type = $2"
 	" AND record_id >= $3 AND record_id <= $4"
-	" AND length(record_id) = length($3) AND archived = $5"
+	" AND octet_length(record_id) = octet_length($3) AND archived = $5"
 	SQL_MAY_COME_BACK,
 
 	/* The same for two ids of any length; reads all of the type. */

@@ -812,6 +812,8 @@ hs_store_save(HsStore *store, HsRecordPage *page, const char *checkpoint)
 	store->written = NIL;
 	hs_run_begin(store->run);
 	hs_mapping_check_target(store->mapping);
+	if (store->notes_absences)
+		hs_absence_note_missing(store, page);
 	for (RecordGroup group = 0; group < GROUPS; group++)
 		save_group(store, page, group);
 	save_letters(store, page);

@@ -446,7 +446,7 @@ build_range_sql(const HsMapping *mapping, bool archived, bool spanning)
 						 id, id);
 	else
 		appendStringInfo(&sql, "e.%s >= $2::%s AND e.%s <= $3::%s"
-							   " AND length(e.%s::text) = length($2) AND ",
+							   " AND octet_length(e.%s::text) = octet_length($2) AND ",
 						 id, id_type(mapping), id, id_type(mapping), id);
 	append_ours(&sql, mapping);
 	appendStringInfo(&sql, " AND e.archived IS %sTRUE", archived ? "" : "NOT ");
@@ -617,14 +617,18 @@ column_array(const HsMapping *mapping, HsRecord *const *records, int n, int i)
 											  type->by_value, type->align));
 }
 
-/* A column of the current result in the given memory context. */
+/*
+ * A column of type text of the current result, NULL for null, in the current
+ * memory context.
+ */
 static char *
-result_text(MemoryContext context, uint64 row, int column)
+result_text(uint64 row, int column)
 {
-	char	   *text = SPI_getvalue(SPI_tuptable->vals[row],
-									SPI_tuptable->tupdesc, column);
+	bool		isnull;
+	Datum		value = SPI_getbinval(SPI_tuptable->vals[row],
+									  SPI_tuptable->tupdesc, column, &isnull);
 
-	return text ? MemoryContextStrdup(context, text) : NULL;
+	return isnull ? NULL : TextDatumGetCString(value);
 }
 
 /*
@@ -658,7 +662,7 @@ hs_target_store(HsMapping *mapping, const pg_uuid_t *connection_id,
 	written = execute(&mapping->store, values);
 	MemoryContextSwitchTo(caller);
 	for (uint64 i = 0; mapping->keeps_owner_history && i < written; i++)
-		*written_ids = lappend(*written_ids, result_text(caller, i, 1));
+		*written_ids = lappend(*written_ids, result_text(i, 1));
 	SPI_finish();
 	return written;
 }
@@ -789,7 +793,7 @@ hs_target_rows_in_range(HsMapping *mapping, const pg_uuid_t *connection_id,
 	rows = execute(statement, values);
 	MemoryContextSwitchTo(caller);
 	for (uint64 i = 0; i < rows; i++)
-		ids = lappend(ids, result_text(caller, i, 1));
+		ids = lappend(ids, result_text(i, 1));
 	SPI_finish();
 	return ids;
 }
@@ -815,8 +819,8 @@ hs_target_merged(HsMapping *mapping, const pg_uuid_t *connection_id,
 	{
 		HsAbsence  *absence = palloc0(sizeof(HsAbsence));
 
-		absence->record_id = result_text(caller, i, 1);
-		absence->merged_into = result_text(caller, i, 2);
+		absence->record_id = result_text(i, 1);
+		absence->merged_into = result_text(i, 2);
 		merged = lappend(merged, absence);
 	}
 	SPI_finish();
@@ -843,7 +847,7 @@ hs_target_buried(HsMapping *mapping, const pg_uuid_t *connection_id,
 							 lengthof(arrays), n);
 	MemoryContextSwitchTo(caller);
 	for (uint64 i = 0; i < rows; i++)
-		buried = lappend(buried, result_text(caller, i, 1));
+		buried = lappend(buried, result_text(i, 1));
 	SPI_finish();
 	return buried;
 }
