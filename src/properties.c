@@ -290,15 +290,17 @@ create_property(Comparison *c, const HsMetric *metric)
 	if (definition == NULL ? api->refusal_status == 409
 		: !defines(definition, metric->name))
 	{
-		/* Somebody was quicker, or the answer tells nothing. */
+		/*
+		 * Somebody was quicker, perhaps we ourselves, whose first request has
+		 * lost its answer; or the answer tells nothing.
+		 */
 		read_definitions(c);
 		definition = find_definition(c, metric->name);
 	}
-	else if (definition != NULL)
-		c->created = lappend(c->created, metric->name);
 	if (definition == NULL)
 		return psprintf("HubSpot does not create property \"%s\": %s",
 						metric->name, problem);
+	c->created = lappend(c->created, metric->name);
 	problem = definition_problem(api, metric, definition);
 	if (problem == NULL && metric->type == HS_METRIC_STATUS)
 		problem = complete_options(c, metric, definition);

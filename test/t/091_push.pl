@@ -356,6 +356,16 @@ subtest 'ensure_hubspot_properties()' => sub {
 	push_ends('success', 'a push after that');
 	sent_is('a push after that', updates => '1 ' . FEW, look_ups => '1 ' . FEW);
 	is_true_for(FEW, 'a push after that');
+
+	# HubSpot has restored it, without its values, when the request is repeated.
+	$sim->archive_property('contacts', 'total_xp');
+	$sim->fault(method => 'POST', path => '/properties/', action => { kind => 'reset', apply => JSON::PP::true });
+	call_ends('success', 'one archived, the answer lost', 'ensure_hubspot_properties()');
+	push_ends('success', 'a push after the lost answer');
+	my $with = $server->sql(q{SELECT count(*) FROM preview_student_progress() WHERE properties ->> 'total_xp' <> ''});
+	cmp_ok($with, '>', 0, 'some students have a value of it');
+	sent_is('a push after the lost answer', updates => "1 $with");
+	is_true_for(FEW, 'a push after the lost answer');
 };
 
 subtest 'one student' => sub {
