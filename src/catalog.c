@@ -756,8 +756,8 @@ static const char *const statements[SQL_STATEMENTS] = {
 	[SQL_UNREAD_ABSENCES] =
 	"SELECT record_id, origin, merged_into FROM @.sync_absences"
 	" WHERE connection_id = $1 AND sync_type = $2 AND verdict IS NULL"
-	" AND ($3 OR origin <> 'list' OR accepted)"
-	" ORDER BY record_id LIMIT $4",
+	" AND ($3 OR origin <> 'list' OR accepted) AND record_id > $4"
+	" ORDER BY record_id LIMIT $5",
 
 	/* Looked up by array: an array joined might be looped over. */
 	[SQL_JUDGE_ABSENCES] =
@@ -2305,16 +2305,19 @@ run_for_absences(Call *call)
 
 /*
  * At most `limit` of the noted records that are still to be read, as
- * HsAbsence *; `full`: those that the list did not have, too.
+ * HsAbsence * in the order of their ids, which come after `after`; `full`:
+ * those that the list did not have, too.
  */
 List *
 hs_catalog_unread_absences(const pg_uuid_t *connection_id,
-						   const char *sync_type, bool full, int limit)
+						   const char *sync_type, bool full, const char *after,
+						   int limit)
 {
 	Call		call;
 
 	begin_type_call(&call, SQL_UNREAD_ABSENCES, connection_id, sync_type);
 	push_bool(&call, full);
+	push_text(&call, after);
 	push_int(&call, limit);
 	return run_for_absences(&call);
 }

@@ -348,7 +348,7 @@ extern void hs_catalog_clear_absences(const pg_uuid_t *connection_id,
 									  const char *sync_type);
 extern List *hs_catalog_unread_absences(const pg_uuid_t *connection_id,
 										const char *sync_type, bool full,
-										int limit);
+										const char *after, int limit);
 extern void hs_catalog_judge_absences(const pg_uuid_t *connection_id,
 									  const char *sync_type,
 									  const pg_uuid_t *run_id,

@@ -112,24 +112,38 @@ save_verdicts(HsStore *store, const Verdicts *v)
 	hs_run_commit(store->run);
 }
 
-/* The next batch of noted records that are still to be read. */
+/* The next batch of noted records that are still to be read, by their ids. */
 static List *
-next_unread(HsStore *store, bool full)
+next_unread(HsStore *store, bool full, const char *after)
 {
 	List	   *batch;
 
 	hs_run_begin(store->run);
 	batch = hs_catalog_unread_absences(&store->run->request.connection_id,
-									   store->type->name, full,
+									   store->type->name, full, after,
 									   HS_API_BATCH_LIMIT);
 	hs_run_commit(store->run);
 	return batch;
 }
 
+/* Whether an answer has results, but none that was asked for. */
+static bool
+brings_others(List *batch, const HsRecordPage *page)
+{
+	ListCell   *lc;
+
+	foreach(lc, batch)
+	{
+		if (brings(page, ((HsAbsence *) lfirst(lc))->record_id))
+			return false;
+	}
+	return hs_json_length(page->results) > 0;
+}
+
 /*
- * Whether an answer has results, but none that was asked for, nor one that
- * such a record was merged into: it may answer another question, and then that
- * it leaves out these records says nothing about them.
+ * Whether an answer brings others, and none that a record asked for was merged
+ * into: it may answer another question, and then that it leaves out these
+ * records says nothing about them.
  */
 static bool
 is_foreign(List *batch, const HsRecordPage *page)
@@ -138,13 +152,10 @@ is_foreign(List *batch, const HsRecordPage *page)
 
 	foreach(lc, batch)
 	{
-		const HsAbsence *absence = lfirst(lc);
-
-		if (brings(page, absence->record_id) ||
-			survivor_of(page, absence) != NULL)
+		if (survivor_of(page, lfirst(lc)) != NULL)
 			return false;
 	}
-	return hs_json_length(page->results) > 0;
+	return brings_others(batch, page);
 }
 
 /* Reads records by id, live ones or those in the recycle bin. */
@@ -161,6 +172,13 @@ read_records(HsStore *store, const char *const *ids, int n, bool archived,
 	hs_store_read(store, page);
 }
 
+/* Whether the bin has to say what has become of a record. */
+static bool
+needs_bin(const HsAbsence *absence, const HsRecordPage *page)
+{
+	return is_archived(absence) && !brings(page, absence->record_id);
+}
+
 /* Looks for archived records of a batch that are not live in the bin. */
 static void
 look_into_bin(HsStore *store, List *batch, const HsRecordPage *page,
@@ -174,20 +192,58 @@ look_into_bin(HsStore *store, List *batch, const HsRecordPage *page,
 	{
 		const HsAbsence *absence = lfirst(lc);
 
-		if (is_archived(absence) && !brings(page, absence->record_id))
+		if (needs_bin(absence, page))
 			ids[n++] = absence->record_id;
 	}
 	if (n > 0)
 		read_records(store, ids, n, true, bin);
 }
 
-static void read_batch(HsStore *store, List *batch);
+/* Whether two answers have brought the same records. */
+static bool
+is_same(const HsRecordPage *a, const HsRecordPage *b)
+{
+	if (a->nids != b->nids)
+		return false;
+	for (int i = 0; i < a->nids; i++)
+	{
+		if (!brings(b, a->ids[i]))
+			return false;
+	}
+	return true;
+}
+
+/* Reads the live records of a batch. */
+static void
+read_live(HsStore *store, List *batch, HsRecordPage *page)
+{
+	const char *ids[HS_API_BATCH_LIMIT] = {NULL};
+	int			n = 0;
+	ListCell   *lc;
+
+	foreach(lc, batch)
+		ids[n++] = ((HsAbsence *) lfirst(lc))->record_id;
+	*page = (HsRecordPage){.settles = true};
+	read_records(store, ids, n, false, page);
+}
 
 /*
- * Reads the records of a batch one by one, since their answer was about
- * others.  What a single one brings instead counts: it may have been merged
- * into that.
+ * Reads one record once more whose answer was about another.  If that comes
+ * again, it counts: the record may have been merged into it.  Returns false if
+ * something else comes that is not about it.
  */
+static bool
+read_again(HsStore *store, List *batch, HsRecordPage *page)
+{
+	HsRecordPage first = *page;
+
+	read_live(store, batch, page);
+	return !is_foreign(batch, page) || is_same(&first, page);
+}
+
+static void read_batch(HsStore *store, List *batch);
+
+/* Reads the records of a batch one by one: their answer was about others. */
 static void
 read_alone(HsStore *store, List *batch)
 {
@@ -199,29 +255,38 @@ read_alone(HsStore *store, List *batch)
 
 /*
  * Reads a batch of noted records, stores those that are there and judges the
- * others.
+ * others.  What is answered by what was not asked for is not judged: another
+ * run will read it.
  */
 static void
 read_batch(HsStore *store, List *batch)
 {
-	const char *ids[HS_API_BATCH_LIMIT] = {NULL};
-	int			n = 0;
 	ListCell   *lc;
-	HsRecordPage page = {.settles = true};
+	HsRecordPage page;
 	HsRecordPage bin = {.in_recycle_bin = true};
 	Verdicts	verdicts = {.n = 0};
+	bool		bin_answers;
 
-	foreach(lc, batch)
-		ids[n++] = ((HsAbsence *) lfirst(lc))->record_id;
-	read_records(store, ids, n, false, &page);
-	if (n > 1 && is_foreign(batch, &page))
+	read_live(store, batch, &page);
+	if (is_foreign(batch, &page))
 	{
-		read_alone(store, batch);
-		return;
+		if (list_length(batch) > 1)
+		{
+			read_alone(store, batch);
+			return;
+		}
+		if (!read_again(store, batch, &page))
+			return;
 	}
 	look_into_bin(store, batch, &page, &bin);
+	bin_answers = !brings_others(batch, &bin);
 	foreach(lc, batch)
-		judge(&verdicts, &page, &bin, lfirst(lc));
+	{
+		const HsAbsence *absence = lfirst(lc);
+
+		if (bin_answers || !needs_bin(absence, &page))
+			judge(&verdicts, &page, &bin, absence);
+	}
 	hs_store_save(store, &page, NULL);
 	save_verdicts(store, &verdicts);
 }
@@ -296,14 +361,19 @@ static int
 settle(HsStore *store, bool full, MemoryContext context)
 {
 	List	   *batch;
+	char	   *after = MemoryContextStrdup(store->run->context, "");
 	int			refused = 0;
 	bool		bin_refused;
 
-	while ((batch = next_unread(store, full)) != NIL)
+	while ((batch = next_unread(store, full, after)) != NIL)
 	{
+		pfree(after);
+		after = MemoryContextStrdup(store->run->context,
+									((HsAbsence *) llast(batch))->record_id);
 		read_batch(store, batch);
 		MemoryContextReset(context);
 	}
+	pfree(after);
 	if (full)
 		refused = count_unbelievable(store, true);
 	bin_refused = count_unbelievable(store, false) > 0;

@@ -229,6 +229,38 @@ subtest 'an answer that is about other records' => sub {
 	is_row($ids[4], 'live', '... and who is not');
 };
 
+subtest 'an answer that goes on being about others' => sub {
+	fresh();
+	first_run();
+	my @ids = ids();
+	my $about = sub {
+		my ($id, $nth, $path) = @_;
+		my $raw = JSON::PP->new->utf8->encode({ status => 'COMPLETE', results => [ $sim->object('contacts', $id) ] });
+		$sim->fault(path => $path // '/batch/read', nth => $nth, action => { kind => 'body', raw => $raw });
+	};
+	$sim->purge('contacts', $ids[3]);
+	$about->($ids[5], 1);
+	$about->($ids[6], 2);
+	run_ends('success', 'answered with one and another', 'contacts', 'full');
+	is(counts()->{batch}, 2, '... is asked once more');
+	is_row($ids[3], 'live', '... and believes neither');
+	$about->($ids[5], 1);
+	run_ends('success', 'answered with another once', 'contacts', 'full');
+	is_row($ids[3], 'gone', '... believes the second answer');
+	is(absences(), 0, '... which settles it');
+
+	$sim->archive('contacts', $ids[8]);
+	run_ends('success', 'one is archived', 'contacts', 'full');
+	is_row($ids[8], 'archived', '... and marked');
+	$sim->purge('contacts', $ids[8]);
+	$about->($ids[5], 1, '/batch/read?archived=true');
+	run_ends('success', 'the bin answers with another', 'contacts', 'full');
+	is_row($ids[8], 'archived', '... which proves nothing');
+	run_ends('success', 'the next run', 'contacts', 'full');
+	is_row($ids[8], 'gone', '... finds that it was deleted');
+	is(differences(), '', 'everything is what HubSpot has');
+};
+
 subtest 'merges, found by any run' => sub {
 	foreach my $case ([ 0, 'full' ], [ 0, 'incremental' ], [ 1, 'full' ], [ 1, 'incremental' ])
 	{
