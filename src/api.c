@@ -1012,7 +1012,9 @@ delay_ms(const HsApiCall *call, const Attempt *attempt)
 static bool
 may_retry(const HsApi *api, const HsApiCall *call, const Attempt *attempt)
 {
-	if (call->attempts > api->max_retries)
+	if (call->attempts > api->max_retries ||
+		(api->longest_retry_ms > 0 &&
+		 delay_ms(call, attempt) > api->longest_retry_ms))
 		return false;
 	switch (attempt->action)
 	{
@@ -1178,6 +1180,14 @@ check_patience(HsApi *api, TimestampTz due)
 			 errhint("Try again in a moment.")));
 }
 
+/* Whether a reason for giving up says that one answer is of no use. */
+static bool
+is_about_answer(const char *reason)
+{
+	return strcmp(reason, "refused") == 0 || strcmp(reason, "gave_up") == 0 ||
+		strcmp(reason, "redirect") == 0 || strcmp(reason, "too_large") == 0;
+}
+
 /* Whether the caller goes on without this answer. */
 static bool
 is_tolerated(const HsApi *api, const Attempt *attempt)
@@ -1194,14 +1204,11 @@ is_tolerated(const HsApi *api, const Attempt *attempt)
 		case HS_TOLERATE_MISSING_RESULTS:
 			return attempt->problem == missing_results;
 		case HS_TOLERATE_BAD_ANSWER:
-			if (attempt->result->status == 0)
-				return false;
-			/* FALLTHROUGH */
+			return attempt->result->status != 0 && is_about_answer(reason);
 		case HS_TOLERATE_NO_ANSWER:
-			return strcmp(reason, "refused") == 0 ||
-				strcmp(reason, "gave_up") == 0 ||
-				strcmp(reason, "redirect") == 0 ||
-				strcmp(reason, "too_large") == 0;
+			return is_about_answer(reason) ||
+				strcmp(reason, "retry_later") == 0 ||
+				strcmp(reason, "scopes") == 0;
 		case HS_TOLERATE_NOTHING:
 			break;
 	}

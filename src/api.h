@@ -60,7 +60,8 @@ typedef enum HsTolerance
 								 * refusal */
 	HS_TOLERATE_MISSING_RESULTS,	/* a search with a total but no results */
 	HS_TOLERATE_BAD_ANSWER,		/* any answer but about token and limits */
-	HS_TOLERATE_NO_ANSWER		/* the same, and none */
+	HS_TOLERATE_NO_ANSWER		/* the same, and none, and that this endpoint is
+								 * not for us, or not now */
 } HsTolerance;
 
 /* One party's access to the API: a run, or a single function call. */
@@ -72,6 +73,7 @@ typedef struct HsApi
 	int			max_retries;
 	int			total_timeout_ms;
 	int			longest_wait_ms;	/* for the rate limit; 0: any */
+	int			longest_retry_ms;	/* before a repetition; 0: any */
 	HsTolerance tolerates;		/* for the next call only */
 	const HsJson *refusal;		/* the answer that was tolerated; NULL: it was
 								 * no JSON */

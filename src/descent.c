@@ -37,6 +37,7 @@
 
 /* The list waits while a search is repeated, and can do without. */
 #define MAX_RETRIES 1
+#define LONGEST_RETRY_MS 15000
 
 /*
  * Asks for the next page: ids below those searched and above `low`, where the
@@ -109,8 +110,10 @@ hs_descent_turn(HsDescent *descent, int64 low, HsRecordPage *page)
 	descent->call = NULL;
 	api->tolerates = HS_TOLERATE_NO_ANSWER;
 	api->max_retries = Min(max_retries, MAX_RETRIES);
+	api->longest_retry_ms = LONGEST_RETRY_MS;
 	root = hs_api_finish(api, call);
 	api->max_retries = max_retries;
+	api->longest_retry_ms = 0;
 	if (root == NULL)
 	{
 		hs_descent_abandon(descent);

@@ -289,6 +289,9 @@ subtest 'searches that do not help' => sub {
 		'are refused' => { action => { kind => 'error', status => 400, category => 'VALIDATION_ERROR' } },
 		'fail' => { action => { kind => 'status', status => 502 } },
 		'get no answer' => { action => 'reset' },
+		'need another scope' => { action => { kind => 'error', status => 403, category => 'MISSING_SCOPES' } },
+		'are to wait for an hour' => { action => { kind => 'status', status => 477, headers => { 'Retry-After' => '3600' } } },
+		'are to wait for minutes' => { action => { kind => 'status', status => 503, headers => { 'Retry-After' => '300' } } },
 		'bring what was not asked for' => { action => { kind => 'replace_page', results => [ { id => '1', properties => {} } ] } },
 		'are not in order' => { action => { kind => 'replace_page',
 				results => [ map { { id => $_, properties => {} } } '700', '900' ] } });
