@@ -296,29 +296,45 @@ lock_table(Oid schema, const char *name)
 }
 
 /*
- * The relation of this name, locked, if rows can be read from it and its owner
- * is that of users.  InvalidOid otherwise, with a remark unless it just is not
- * there.
+ * Whether rows can be read from a relation and its owner is that of users.  If
+ * not, leaves a remark, unless the relation is not there any more.
+ */
+static bool
+may_read(Search *search, Oid relation, const char *name)
+{
+	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relation));
+	Form_pg_class class;
+	char	   *problem = NULL;
+
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	class = (Form_pg_class) GETSTRUCT(tuple);
+	if (!is_readable(class->relkind))
+		problem = psprintf("%s is not a table", name);
+	else if (class->relowner != search->owner)
+		problem = psprintf("table %s has another owner than users", name);
+	ReleaseSysCache(tuple);
+	if (problem != NULL)
+		remark(search, problem);
+	return problem == NULL;
+}
+
+/*
+ * The relation of this name, locked, if it may be read; what is somebody
+ * else's is not even waited for.  InvalidOid otherwise, with a remark unless
+ * it just is not there.
  */
 static Oid
 find_table(Search *search, Oid schema, const char *name)
 {
-	Oid			relation = OidIsValid(schema) ? lock_table(schema, name)
+	Oid			relation = OidIsValid(schema) ? get_relname_relid(name, schema)
 		: InvalidOid;
 
-	if (!OidIsValid(relation))
+	if (!OidIsValid(relation) || !may_read(search, relation, name))
 		return InvalidOid;
-	if (!is_readable(get_rel_relkind(relation)))
-	{
-		remark(search, psprintf("%s is not a table", name));
-		return InvalidOid;
-	}
-	if (hs_catalog_table_owner(relation) != search->owner)
-	{
-		remark(search, psprintf("table %s has another owner than users", name));
-		return InvalidOid;
-	}
-	return relation;
+	relation = lock_table(schema, name);
+	return OidIsValid(relation) && may_read(search, relation, name)
+		? relation : InvalidOid;
 }
 
 /*
@@ -559,7 +575,10 @@ named_levels(Search *search)
 			continue;
 		if (table == NULL)
 			table = psprintf("%s%s", row->level, UNITS_SUFFIX);
-		relation = find_table(search, row_schema(search, row), table);
+		/* What is disabled is not read, so nobody need wait for it. */
+		relation = row->enabled
+			? find_table(search, row_schema(search, row), table)
+			: get_relname_relid(table, row_schema(search, row));
 		if (OidIsValid(relation))
 			(void) add_candidate(&candidates, row->level, relation, row->level,
 								 row);
