@@ -820,7 +820,14 @@ hs_mapping_try_value(const HsMapping *mapping, const HsRecord *record,
 {
 	Oid			input;
 	Oid			param;
+	bool		isnull;
 
+	if (mapping->columns[column].kind == HS_COLUMN_PROPERTIES)
+	{
+		(void) hs_mapping_own_value(mapping, &mapping->columns[column], record,
+									&isnull);
+		return;
+	}
 	getTypeInputInfo(mapping->columns[column].type, &input, &param);
 	(void) OidInputFunctionCall(input, record->values[column], param,
 								mapping->columns[column].typmod);

@@ -17,6 +17,7 @@
 #include "common/cryptohash.h"
 #include "common/sha2.h"
 #include "executor/spi.h"
+#include "utils/memutils.h"
 #include "utils/timestamp.h"
 
 #include "absence.h"
@@ -417,6 +418,7 @@ typedef struct Trial
 	HsRecord  **records;
 	int			n;
 	int			column;
+	List	   *written;		/* of char *: ids of rows */
 } Trial;
 
 /*
@@ -476,8 +478,7 @@ store_records(void *arg)
 		written = mark_records(t, connection);
 	else
 		written = hs_target_store(mapping, connection, t->page->provisional,
-								  t->records, t->n,
-								  &t->store->written);
+								  t->records, t->n, &t->written);
 	set_constraints_immediate();
 	t->page->changed += written;
 	if (group != GROUP_LIVE)
@@ -505,14 +506,17 @@ find_culprit(HsStore *store, HsRecord *record)
 		const HsColumn *column = &store->mapping->columns[i];
 		Trial		trial = {.store = store, .records = &record, .column = i};
 
-		if (record->values[i] != NULL &&
+		if ((record->values[i] != NULL || column->kind == HS_COLUMN_PROPERTIES) &&
 			hs_subxact_try(try_value, is_record_fault, &trial) != NULL)
 			return column->property ? column->property : column->name;
 	}
 	return NULL;
 }
 
-/* Makes a dead letter of the one record that could not be stored. */
+/*
+ * Makes a dead letter of the one record that could not be stored, with copies
+ * of what the error says.
+ */
 static void
 bury(HsStore *store, HsRecordPage *page, HsRecord *record,
 	 const ErrorData *error)
@@ -530,11 +534,47 @@ bury(HsStore *store, HsRecordPage *page, HsRecord *record,
 	else if (class == ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION)
 	{
 		category = "constraint";
-		property = error->column_name;
+		property = error->column_name ? pstrdup(error->column_name) : NULL;
 	}
 	add_letter(page, record, category, property,
 			   error->detail ? psprintf("%s: %s", error->message, error->detail)
-			   : error->message);
+			   : pstrdup(error->message));
+}
+
+/* Adds copies of ids to those of the page's rows that were written. */
+static void
+note_written(HsStore *store, List *ids)
+{
+	ListCell   *lc;
+
+	foreach(lc, ids)
+		store->written = lappend(store->written, pstrdup(lfirst(lc)));
+}
+
+/*
+ * Tries to store records all at once.  Returns whether that went well; a
+ * single one that is at fault is buried.  What an attempt needs is freed: a
+ * page may need hundreds.
+ */
+static bool
+try_range(HsStore *store, HsRecordPage *page, HsRecord **records, int n)
+{
+	Trial		trial = {.store = store, .page = page, .records = records, .n = n};
+	MemoryContext caller = CurrentMemoryContext;
+	MemoryContext context = AllocSetContextCreate(caller,
+												  "hubspot_sync attempt",
+												  ALLOCSET_DEFAULT_SIZES);
+	ErrorData  *error;
+
+	MemoryContextSwitchTo(context);
+	error = hs_subxact_try(store_records, is_record_fault, &trial);
+	MemoryContextSwitchTo(caller);
+	if (error == NULL)
+		note_written(store, trial.written);
+	else if (n == 1)
+		bury(store, page, records[0], error);
+	MemoryContextDelete(context);
+	return error == NULL;
 }
 
 /*
@@ -545,17 +585,10 @@ bury(HsStore *store, HsRecordPage *page, HsRecord *record,
 static void
 store_range(HsStore *store, HsRecordPage *page, HsRecord **records, int n)
 {
-	Trial		trial = {store, page, records, n, 0};
-	ErrorData  *error;
-
-	if (n == 0)
-		return;
-	error = hs_subxact_try(store_records, is_record_fault, &trial);
-	if (error == NULL)
+	if (n == 0 || try_range(store, page, records, n))
 		return;
 	if (n == 1)
 	{
-		bury(store, page, records[0], error);
 		records[0] = NULL;
 		return;
 	}
