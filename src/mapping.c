@@ -461,7 +461,11 @@ read_filters(const HsSyncType *type)
 	return filter;
 }
 
-/* Fingerprint of all that decides what a run asks for and stores. */
+/*
+ * Fingerprint of all that decides what a run asks for and stores.  Another
+ * version of the library has to come to the same: it costs a full run where it
+ * does not.
+ */
 static char *
 build_fingerprint(const HsMapping *mapping, const HsSyncType *type)
 {
@@ -472,13 +476,20 @@ build_fingerprint(const HsMapping *mapping, const HsSyncType *type)
 	appendStringInfo(&text, "%s|%s|%s|%s|%s|%s|%d", type->source,
 					 type->object_type,
 					 type->modified_property ? type->modified_property : "",
-					 type->delete_policy, mapping->store.sql,
+					 type->delete_policy, mapping->target,
 					 type->filters ? type->filters : "",
 					 type->all_properties);
 	for (int i = 0; i < mapping->ncolumns; i++)
-		appendStringInfo(&text, "|%d %s %s", (int) mapping->columns[i].kind,
-						 mapping->columns[i].property ? mapping->columns[i].property : "",
-						 mapping->columns[i].argument ? mapping->columns[i].argument : "");
+	{
+		const HsColumn *column = &mapping->columns[i];
+
+		appendStringInfo(&text, "|%s %d %s %s %u %d %d %d", column->name,
+						 (int) column->kind,
+						 column->property ? column->property : "",
+						 column->argument ? column->argument : "",
+						 column->type, column->typmod, column->is_key,
+						 column->insert_only);
+	}
 	foreach(lc, mapping->properties)
 		appendStringInfo(&text, "|%s", (char *) lfirst(lc));
 	return psprintf("%016llx",
