@@ -101,6 +101,7 @@ class Control:
             "objects": {**counts, "owners": simulator.world.owners.counts()},
             "requests": simulator.journal.total,
             "connections": simulator.count_connections(),
+            "requests_to_other": simulator.count_requests_to_other(),
             "script_errors": simulator.script_errors,
             "now_ms": simulator.clock.now_ms(),
             "data": asdict(simulator.options),

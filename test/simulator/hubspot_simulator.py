@@ -88,6 +88,7 @@ async def serve(simulator: Simulator, arguments: argparse.Namespace) -> None:
     server = Server(simulator, cache_bytes, context, other)
     port = await server.start(arguments.port)
     simulator.count_connections = server.connections
+    simulator.count_requests_to_other = lambda: server.requests_to_other
     simulator.show_own_certificate = server.show_own_certificate
     line = f"listening on {'https' if context else 'http'}://127.0.0.1:{port}"
     if arguments.control_port is not None:

@@ -94,6 +94,7 @@ class Server:
         self._context = context
         self._other = other
         self._others_left = 0  # how many connections see the other certificate
+        self.requests_to_other = 0  # how many requests came over one of them
         self._reopening: asyncio.Task[None] | None = None
         if context is not None and other is not None:
             context.sni_callback = self._choose_certificate
@@ -154,7 +155,10 @@ class Server:
         if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
             request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         body = await request.read() if request.can_read_body else b""
-        scheme = "https" if request.transport and request.transport.get_extra_info("ssl_object") else "http"
+        secured = request.transport.get_extra_info("ssl_object") if request.transport else None
+        if secured and secured.context is self._other:
+            self.requests_to_other += 1
+        scheme = "https" if secured else "http"
         call = Call(request.method, request.raw_path, request.headers, body, scheme)
         outcome = await self._simulator.handle(call)
         return Reply(self._simulator, self, self._cache, call, outcome)

@@ -41,6 +41,7 @@ class Simulator:
         self.journal = Journal()
         self.script_errors: list[str] = []
         self.count_connections: Callable[[], int] = lambda: 0
+        self.count_requests_to_other: Callable[[], int] = lambda: 0
         self.show_own_certificate: Callable[[], None] = lambda: None
         self._first_options = options
         self.reset({})

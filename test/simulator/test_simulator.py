@@ -824,8 +824,8 @@ class FaultTest(SimulatorCase):
         self.addCleanup(self.connection.close)
         self.fault("other_certificate", action={"connections": 2})
 
-        def ask() -> int:
-            connection = http.client.HTTPSConnection("127.0.0.1", port, context=trusted, timeout=5)
+        def ask(context: ssl.SSLContext = trusted) -> int:
+            connection = http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=5)
             self.addCleanup(connection.close)
             connection.request("GET", CONTACTS, headers={"Authorization": "Bearer test-token"})
             return connection.getresponse().status
@@ -837,8 +837,12 @@ class FaultTest(SimulatorCase):
         self.assertEqual(self.control("GET", "state")["connections"], 1)
         self.fault("other_certificate", action={"connections": 9})
         self.assertRaises(ConnectionResetError, ask)
+        self.assertEqual(self.control("GET", "state")["requests_to_other"], 0)
+        self.assertEqual(ask(ssl._create_unverified_context()), 200)
+        self.assertEqual(self.control("GET", "state")["requests_to_other"], 1)
         self.control("DELETE", "faults")
         self.assertEqual(ask(), 200)
+        self.assertEqual(self.control("GET", "state")["requests_to_other"], 1)
 
     def test_repeat_previous(self) -> None:
         self.fault("repeat_previous", nth=2, times=0)

@@ -25,8 +25,8 @@ diag("HUBSPOT_SYNC_TEST_SEED=$seed");
 my $sweep = HubspotSync::Sweep->new('pairs');
 is(join("\n", $sweep->survey), '', 'without a fault all is well');
 
-# Faults at neighbouring requests meet one
-# run, or one request and its repetition.
+# Faults at neighbouring requests meet one run, or one request and its
+# repetition.
 my @cases = $sweep->sample($seed);
 my $tried = 0;
 while (time < $deadline || $tried < FEWEST)
@@ -35,7 +35,8 @@ while (time < $deadline || $tried < FEWEST)
 	my ($index, $fault) = split /:/, $cases[ rand @cases ];
 	$index = (split /:/, $first)[0] + int rand 4 if rand() < 0.5;
 	my $pair = "$first+$index:$fault";
-	is(join("\n", $sweep->try($pair)), '', $pair) or diag("repeat it with: scripts/sweep --case $pair");
+	is(join("\n", $sweep->try($pair)), '', $pair)
+	  or diag("repeat it with: scripts/sweep --case $pair; met: " . join(', ', $sweep->met));
 	$tried++;
 }
 note("$tried pairs");

@@ -178,6 +178,10 @@ my %seen;
 $seen{ s/[0-9"].*//r }++ foreach @failures;
 note("$seen{$_} runs: $_") foreach sort { $seen{$b} <=> $seen{$a} } keys %seen;
 
+my @errors = grep { !is_expected($_) } split /\n/,
+  $server->sql(q{SELECT error_details ->> 'message' FROM sync_logs WHERE error_details ->> 'sqlstate' LIKE 'XX%'});
+is(join("\n", @errors), '', 'no run ended with an internal error');
+
 $scenario->forget;
 $server->sql(q{UPDATE sync_types SET enabled = true, properties = '{}', property_set = CASE sync_type WHEN 'deals' THEN 'all' ELSE 'mapped' END});
 $scenario->heal;

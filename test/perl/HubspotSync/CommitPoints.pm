@@ -69,7 +69,8 @@ before any has another.
 
 =item try($case)
 
-Plays a case; returns what is wrong.
+Plays a case; returns what is wrong, which may be that it could not be played
+to its end.
 
 =back
 
@@ -127,6 +128,17 @@ sub sample
 }
 
 sub try
+{
+	my ($self, $case) = @_;
+	my @problems;
+	return @problems if eval { @problems = $self->_try($case); 1 };
+	my $why = $@;
+	unlink $self->{file};
+	$self->{scenario}->rescue;
+	return "could not be played to its end: $why";
+}
+
+sub _try
 {
 	my ($self, $case) = @_;
 	$self->_play(split /:/, $case);

@@ -18,9 +18,10 @@ HubspotSync::Scenario - something of everything, to be played again and again
 =head1 DESCRIPTION
 
 A server and a simulator, which are made once, and about 70 requests between
-them: full pulls of three types, two of them by list and search, what changes in a day and an incremental pull,
-what is merged, archived and deleted until the next full pull, a push to an
-account that lacks the properties, a push after a new level has appeared.
+them: full pulls of three types, two of them by list and search, what changes in
+a day and an incremental pull, what is merged, archived and deleted until the
+next full pull, a push to an account that lacks the properties, a push after a
+new level has appeared.
 
 HubSpot's clock moves on by an hour between the stages and runs do not reach
 back before their watermark, so that a watermark that is wrong loses a change.
@@ -84,6 +85,16 @@ without faults.
 What was archived or deleted during the pause of a full run that was continued
 is found by the next full one. Makes it, and returns whether there was such a
 pause.
+
+=item rescue()
+
+Brings server and simulator to where a play can begin, whatever the last one
+has come to.
+
+=item expected_contacts()
+
+How many contacts HubSpot has, archived ones included, if nobody but the
+scenario has created any.
 
 =item fates()
 
@@ -158,6 +169,20 @@ sub forget
 
 sub owners_known_ms { return $_[0]{owners_known_ms} // $_[0]{simulator}->state->{now_ms}; }
 
+sub expected_contacts { return $_[0]{all_contacts} - keys %{ $_[0]{fates} }; }
+
+sub rescue
+{
+	my ($self) = @_;
+	$self->{simulator}->clear_faults;
+	$self->_wait_for_server;
+	$self->{server}->sql(q{SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'hubspot_sync'});
+	wait_until('no worker is left', sub {
+		$self->{server}->sql(q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'hubspot_sync'}) == 0;
+	});
+	return;
+}
+
 sub careful
 {
 	my ($self, $on) = @_;
@@ -216,6 +241,7 @@ sub begin
 	$self->{fates} = {};
 	$self->{owners_known_ms} = undef;
 	$self->{contacts} = [ _ids($simulator, 'contacts') ];
+	$self->{all_contacts} = () = $simulator->objects_text('contacts') =~ /^./mg;
 	$self->{deals} = [ _ids($simulator, 'deals') ];
 	$self->{owners} = [ sort map { $_->{id} } $simulator->objects('owners', archived => 0) ];
 	$simulator->clear_journal;
@@ -383,6 +409,7 @@ sub _next_day
 	$simulator->patch('contacts', $contacts->[120], { hubspot_owner_id => $_ }) foreach @$owners[ 0, 1 ];
 	$simulator->patch('contacts', $contacts->[130], { hubspot_owner_id => '' });
 	$simulator->create('contacts', { firstname => 'New', lastname => '1', email => 'new1@example.com' });
+	$self->{all_contacts}++;
 	$simulator->archive('contacts', $contacts->[5]);
 	$self->_merge($contacts->[7], $contacts->[190]);
 	$simulator->patch('deals', $deals->[2], { pipeline => 'default', dealstage => 'closedwon', amount => '12.50' });

@@ -13,9 +13,12 @@ HubspotSync::Truth - everything that a scenario has left, beside the truth
 
 =head1 DESCRIPTION
 
-The truth of records is what the simulator knows, with all properties; the
-truth of contacts' progress is what SQL computes from the school's tables. A
-difference is a line that names the record and the columns.
+The truth of records is what the simulator knows, with all properties. The truth
+of contacts' progress is what preview_student_progress() says, which t/090
+compares with an oracle, and for some of the properties what plain SQL computes
+from the school's tables; other contacts have no progress, and nobody but the
+scenario has created any. A difference is a line that names the record and the
+columns.
 
 =cut
 
@@ -60,7 +63,7 @@ sub truth_differences
 {
 	my ($scenario) = @_;
 	my $server = $scenario->server;
-	my @found = split /\n/, $server->sql(_load($scenario) . _rows() . _progress() . _leftovers());
+	my @found = split /\n/, $server->sql(_load($scenario) . _rows() . _progress() . _surplus($scenario) . _leftovers());
 	push @found, map { "history: $_" } split /\n/, history_differences($server, $scenario->owners_known_ms);
 	push @found, 'history: rows overlap' if history_overlaps($server);
 	push @found, _still_busy($scenario);
@@ -201,6 +204,21 @@ sub _progress
 				WHERE coalesce(s.properties ->> d.name, '') <> coalesce(p.has ->> d.name, ''));
 		SELECT 'progress_state: ' || count(*) || ' rows too many' FROM progress_state
 		WHERE user_id NOT IN (SELECT id FROM users) HAVING count(*) > 0;
+		SQL
+}
+
+# What a push has done to contacts that are none of its business.
+sub _surplus
+{
+	my ($scenario) = @_;
+	my $expected = $scenario->expected_contacts;
+	return <<~"SQL";
+		SELECT format('HubSpot: %s contacts instead of $expected', count(*)) FROM truth WHERE type = 'contacts'
+		HAVING count(*) <> $expected;
+		SELECT format('contact %s: progress, but no student', id) FROM truth
+		WHERE type = 'contacts' AND id NOT IN (SELECT contact FROM pupil WHERE contact IS NOT NULL)
+			AND EXISTS (SELECT FROM progress_properties d WHERE record #>> ARRAY['properties', d.name] <> '')
+		LIMIT 8;
 		SQL
 }
 
