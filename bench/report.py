@@ -4,8 +4,8 @@
     report.py FILE
 
 A ratio is a row's time divided by floor's. "CPU ms/k" is CPU time for 1,000 records. "sim." is the share of the time
-in which the simulator computed: near 100 % it is the simulator that was measured. Ends with status 0, whatever the
-targets say: they are for reading.
+in which the simulator computed: near 100 % it is the simulator that was measured. Ends with status 3 if a target is
+missed; one that the file says nothing about is named, too.
 """
 
 from __future__ import annotations
@@ -112,7 +112,13 @@ def table(cases: dict[Case, dict[str, Row]]) -> Iterable[str]:
 
 # The targets
 
-Found = tuple[str, float, str, float]  # what, value, comparison, bound
+Found = tuple[str, "float | None", str, float]  # what, value (None: not measured), comparison, bound
+
+EVERY_TARGET = (
+    "times the floor", "times as fast as do-it-yourself", "CPU ms for 1,000 records",
+    "kB of WAL beyond half a kB a page", "requests", "contacts a second", "% of the account's limit", "answers 429",
+    "% of the requests", "seconds", "MB of RssAnon", "MB of growth from the fewest to the most",
+)  # fmt: skip
 
 
 def targets(case: Case, rows: dict[str, Row]) -> Iterable[Found]:
@@ -121,19 +127,21 @@ def targets(case: Case, rows: dict[str, Row]) -> Iterable[Found]:
     ours = rows.get(OURS)
     work = named["work"]
     if work == "strategy" and "list_and_search" in rows:
-        yield "records a second", per_second(rows["list_and_search"]) or 0, ">=", 1800
+        # not records: those that were read both ways are two of them
+        yield "contacts a second", int(named["contacts"]) / rows["list_and_search"]["seconds"], ">=", 1800
     if ours is None:
         return
     if work == "pull" and named["latency_ms"] == "0" and named["limits"] == "off":
         if FLOOR in rows:
-            yield "times the floor", ratio(ours, rows[FLOOR]) or 0, "<=", 2
+            yield "times the floor", ratio(ours, rows[FLOOR]), "<=", 2
         if DIY in rows:
             yield "times as fast as do-it-yourself", rows[DIY]["seconds"] / ours["seconds"], ">=", 3
         if named["properties"] == "30":
-            yield "CPU ms for 1,000 records", cpu_per_thousand(ours) or 0, "<=", 25
+            yield "CPU ms for 1,000 records", cpu_per_thousand(ours), "<=", 25
     if work == "unchanged":
-        # the log entry and its checkpoint, and full-page images of their pages
-        yield "kB of WAL beyond 1 kB a page", max(ours["wal_bytes"] / 1024 - ours["requests"], 0), "<=", 128
+        # the log entry and its checkpoint, and full-page images of their pages; that no row
+        # was written is compared when it is measured
+        yield "kB of WAL beyond half a kB a page", max(ours["wal_bytes"] / 1024 - ours["requests"] / 2, 0), "<=", 128
     if work == "incremental" and named["changes"] == "0":
         yield "requests", ours["requests"], "<=", 2
     if work == "memory":
@@ -154,22 +162,34 @@ def flatness(cases: dict[Case, dict[str, Row]]) -> Iterable[Found]:
         yield "MB of growth from the fewest to the most", (max(memory) - min(memory)) / 1024, "<=", 4
 
 
+def is_met(found: Found) -> bool | None:
+    """Whether a target is met, None if that was not measured."""
+    _, value, comparison, bound = found
+    if value is None:
+        return None
+    return value <= bound if comparison == "<=" else value >= bound
+
+
 def verdict(where: str, found: Found) -> str:
     """A line about one target."""
     what, value, comparison, bound = found
-    met = value <= bound if comparison == "<=" else value >= bound
-    return f"target {'met   ' if met else 'MISSED'}  {where}: {value:,.1f} {what} (target {comparison} {bound:,.0f})"
+    if value is None:
+        return f"target not measured  {where}: {what}"
+    return f"target {'met   ' if is_met(found) else 'MISSED'}  {where}: {value:,.1f} {what} (target {comparison} {bound:,.0f})"
 
 
 def main() -> None:
     """The table, then the targets."""
     cases = read(sys.argv[1])
     print("\n".join(table(cases)), end="\n\n")
-    for case, rows in cases.items():
-        for found in targets(case, rows):
-            print(verdict(title(case), found))
-    for found in flatness(cases):
-        print(verdict("memory", found))
+    judged = [(title(case), found) for case, rows in cases.items() for found in targets(case, rows)]
+    judged += [("memory", found) for found in flatness(cases)]
+    for where, found in judged:
+        print(verdict(where, found))
+    for what in EVERY_TARGET:
+        if what not in [found[0] for _, found in judged]:
+            print(f"target not measured  {what}")
+    sys.exit(3 if any(is_met(found) is False for _, found in judged) else 0)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
     together.py OUT CONDITIONS fairness       three full loads; beside them owners, and a push of students
 
 The share of the limit is that of requests answered between the third second, when all are under way, and the end of
-the first load. A push's share is that of all requests made while it ran. See watch.py for CONDITIONS and environment.
+the first load. A push's share is that of all requests under the limit made while it ran; searches have a limit of
+their own. See watch.py for CONDITIONS and environment.
 """
 
 from __future__ import annotations
@@ -58,9 +59,9 @@ def between(entries: list[Entry], begin: float, end: float) -> list[Entry]:
     return [entry for entry in entries if begin <= entry["at_ms"] < end]
 
 
-def is_load(entry: Entry) -> bool:
-    """Whether it is a page of a load; a push makes other requests."""
-    return entry["method"] == "GET" and "/crm/objects/" in entry["path"]
+def is_of_push(entry: Entry) -> bool:
+    """Whether it is a request of a push: the loads write nothing and read no definitions."""
+    return entry["path"].endswith(("/contacts/batch/update", "/contacts/batch/upsert")) or "/crm/properties/" in entry["path"]
 
 
 def is_limited(entry: Entry) -> bool:
@@ -105,8 +106,8 @@ def fairness() -> list[Entry]:
     if still_loading != "3":
         sys.exit("together.py: the loads were over too early to disturb anybody; take more records")
     entries = journal()
-    meanwhile = between(entries, *span_ms(push[0]))
-    of_push = [entry for entry in meanwhile if not is_load(entry)]
+    meanwhile = [entry for entry in between(entries, *span_ms(push[0])) if is_limited(entry)]
+    of_push = [entry for entry in meanwhile if is_of_push(entry)]
     return [
         line_of("fairness: owners", owners[0], between(entries, *span_ms(owners[0])), "created_at"),
         {**line_of("fairness: push", push[0], of_push), "limit_share": len(of_push) / max(len(meanwhile), 1)},

@@ -45,16 +45,24 @@ pull_again() {
 
 # Rows take turns, so that a slow moment of the machine meets all of them.
 take_turns() {
-    local conditions=$1 kind=$2 row repetition
+    local conditions=$1 kind=$2 row repetition versions
     for repetition in $(seq "$repeat"); do
         for row in "${rows[@]}"; do
             is_due "$row" || continue
             [ "$kind" != load ] || empty "$row"
+            [ "$kind" = load ] || versions="$(versions_of_rows)"
             pull "$conditions,repetition=$repetition" "$row" "$kind"
             compare "$row"
+            [ "$kind" = load ] || [ "$row" != hubspot_sync ] || [ "$versions" = "$(versions_of_rows)" ] ||
+                die "rows that have not changed were written"
             [ "$kind" != load ] || ! keeps_history "$row" || compare_history "$row"
         done
     done
+}
+
+# Changes with every version of any row of hubspot_sync.
+versions_of_rows() {
+    sql -At -c "SELECT md5(string_agg(ctid || ' ' || xmin, ',' ORDER BY ctid)) FROM contacts"
 }
 
 # How much further HubSpot's clock goes before changes are made, so that those
@@ -192,8 +200,9 @@ set_up_school() {
     sql -c 'VACUUM ANALYZE'
 }
 
-# All of a row's pushes, beginning where everybody agrees on what was sent. What
-# the last of them left in HubSpot shows what all have done.
+# All of a row's pushes, beginning where everybody agrees on what was sent. Each
+# has to have sent as many students as have changed, and after those of one kind
+# HubSpot has to have what SQL says.
 push_row() {
     local row=$1 n repetition
     wants "$row" || return 0
@@ -207,15 +216,15 @@ push_row() {
         for repetition in $(seq "$repeat"); do
             is_due "$row" || continue
             sql -c "UPDATE user_xp SET total_xp = total_xp + 1 WHERE user_id <= $n"
-            push "work=push,contacts=$students,changes=$n,repetition=$repetition" "$row"
+            push "work=push,contacts=$students,changes=$n,repetition=$repetition" "$row" "$n"
         done
         unset "too_slow[$row]"
+        compare_push "$row"
     done
-    compare_push "$row"
 }
 
 push() {
-    local conditions=$1 row=$2
+    local conditions=$1 row=$2 changed=$3 records
     local -a command
     INTERVAL_MS="$(interval_for update)"
     export INTERVAL_MS
@@ -226,19 +235,18 @@ push() {
         *) command=(worker progress auto) ;;
     esac
     measure "$conditions,row=$row" "${command[@]}"
+    records="$(tail -n 1 "$csv" | cut -d, -f10)"
+    [ "$records" = "$changed" ] || die "$row has pushed $records students instead of $changed; its time means nothing"
     note_slow "$row"
 }
 
 # Every contact in HubSpot with what SQL says of its student.
 compare_push() {
     local found
-    control GET objects/contacts '' >"$work/contacts.jsonl"
-    sql -c 'DROP TABLE IF EXISTS hubspot' -c 'CREATE UNLOGGED TABLE hubspot (record jsonb)' \
-        -c "\\copy hubspot FROM '$work/contacts.jsonl' (FORMAT csv, QUOTE e'\\x01', DELIMITER e'\\x02')" 2>"$work/notices"
+    load_hubspot
     found="$(sql -At -c "SELECT count(*) FROM bench_progress b
         JOIN hubspot h ON lower(h.record #>> '{properties,email}') = b.email
         WHERE h.record -> 'properties' @> b.properties")"
-    rm -f "$work/contacts.jsonl"
     [ "$found" = "$students" ] ||
         die "after the push of $1 HubSpot has what SQL says of $found students out of $students; its time means nothing"
 }
@@ -297,7 +305,7 @@ work_memory() {
 
 # --- the proof ---
 
-# A row that differs, is missing or came twice has to be noticed, a contact in
+# A row that differs, is missing or is one too many has to be noticed, a contact in
 # HubSpot that differs too: each of these must end with the message and not
 # with figures.
 prove_comparison() {
@@ -308,7 +316,10 @@ prove_comparison() {
     notices no compare 'a value' "UPDATE contacts SET phone = 'other' WHERE ctid = (SELECT min(ctid) FROM contacts)" || all=''
     notices no compare 'a property' "UPDATE contacts SET properties = properties || '{\"city\": \"other\"}' WHERE ctid = (SELECT min(ctid) FROM contacts)" || all=''
     notices no compare 'a missing row' 'DELETE FROM contacts WHERE ctid = (SELECT min(ctid) FROM contacts)' || all=''
+    notices no compare 'a row too many' "INSERT INTO contacts (hubspot_contact_id) VALUES ('1')" || all=''
     notices no compare_history 'a history' "UPDATE contact_owner_history SET valid_from = now() WHERE ctid = (SELECT min(ctid) FROM contact_owner_history)" || all=''
+    notices yes check_truth 'nothing' 'SELECT' || all=''
+    notices no check_truth 'a truth that is none' "UPDATE truth.contacts SET email = 'other' WHERE ctid = (SELECT min(ctid) FROM truth.contacts)" || all=''
     students=20
     set_up_school 20 100
     notices yes compare_push 'nothing' 'SELECT' || all=''
