@@ -62,7 +62,7 @@ work_end() {
     services_on
     server_stop
     simulator_stop
-    sweep "$work"
+    end_processes_in "$work"
     if [ "$keep" = files ]; then
         printf 'files kept in %s\n' "$work" >&2
     else
@@ -108,7 +108,7 @@ attended() {
 
 # Ends what still runs from inside a folder: servers and simulators of tests
 # that were killed. Its name is random, so that nobody else's command has it.
-sweep() {
+end_processes_in() {
     local dir=$1 pid pids attempt
     for attempt in 1 2 3 4 5; do
         pids="$(processes_of "$dir")"
