@@ -194,7 +194,7 @@ subtest 'peers that say something else' => sub {
 
 	my $damaged = substr memGzip('{"results":[]}' x 100), 0, -20;
 	$server->reload('hubspot_sync.api_url' => 'http://' . answering(
-		"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Encoding: gzip\r\nContent-Length: "
+		"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Encoding: gzip\r\nContent-Length: "
 		  . length($damaged) . "\r\n\r\n$damaged"));
 	gives_up('a compressed answer that is cut off', qr/not valid JSON|incomplete or damaged/);
 
