@@ -156,11 +156,14 @@ $node->_update_pid(1);
 $simulator->clear_faults;
 $simulator->config(latency_ms => 0);
 $scenario->careful(1);
-execute('ALTER SYSTEM RESET ALL; SELECT pg_reload_conf(); CREATE EXTENSION IF NOT EXISTS hubspot_sync');
+# The last blow may not be over.
+wait_until('the configuration is reset', sub {
+	return execute('ALTER SYSTEM RESET ALL; SELECT pg_reload_conf(); CREATE EXTENSION IF NOT EXISTS hubspot_sync') !~ /connection|FATAL/;
+});
 # A restart may have come between a change and its taking back.
 execute('ALTER TABLE IF EXISTS c1_progress RENAME TO a1_progress; ALTER TABLE contacts DROP COLUMN IF EXISTS extra');
 wait_until('the configuration is the first one',
-	sub { $server->sql(q{SELECT coalesce(current_setting('hubspot_sync.enabled', true), 'on')}) eq 'on' });
+	sub { $server->sql(q{LOAD 'hubspot_sync'; SHOW hubspot_sync.enabled}) eq 'on' });
 wait_until('no worker is left', sub {
 	$server->sql(q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'hubspot_sync'}) == 0;
 });
