@@ -100,6 +100,7 @@ extern bool pq_check_connection(void);
 
 /* 7.80 says when it is about to send a request. */
 #if LIBCURL_VERSION_NUM >= 0x075000
+#define HS_CURL_TELLS_SENDING true
 #define HS_CURL_PREREQ_OK CURL_PREREQFUNC_OK
 #define HS_CURL_PREREQ_ABORT CURL_PREREQFUNC_ABORT
 #define hs_curl_set_prereq(easy, function, arg) \
@@ -108,6 +109,7 @@ extern bool pq_check_connection(void);
 		curl_easy_setopt((easy), CURLOPT_PREREQDATA, (arg)); \
 	} while (0)
 #else
+#define HS_CURL_TELLS_SENDING false
 #define HS_CURL_PREREQ_OK 0
 #define HS_CURL_PREREQ_ABORT 1
 #define hs_curl_set_prereq(easy, function, arg) ((void) (function))

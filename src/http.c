@@ -902,12 +902,19 @@ collect_timings(HsHttpCall *call)
 	timings->total_us = get_time_us(call, CURLINFO_TOTAL_TIME_T);
 }
 
+/*
+ * What a call was at when its time ran out.  libcurl 8.22 states a time before
+ * the transfer for what was never sent, too.
+ */
 static const char *
 timeout_phase(HsHttpCall *call)
 {
+	bool		is_sent = HS_CURL_TELLS_SENDING ? call->is_sent
+		: get_time_us(call, CURLINFO_PRETRANSFER_TIME_T) > 0;
+
 	if (call->result.status != 0)
 		return "receiving the answer";
-	if (get_time_us(call, CURLINFO_PRETRANSFER_TIME_T) > 0)
+	if (is_sent)
 		return "waiting for the answer";
 	if (get_time_us(call, CURLINFO_NAMELOOKUP_TIME_T) == 0)
 		return "looking up the host name";
