@@ -366,11 +366,14 @@ sub _told
 }
 
 # Whether a request met a fault that a run must tell of. What HubSpot does not
-# say of former owners is asked for by the next run.
+# say of former owners is asked for by the next run; and the list of a load may
+# come to its end before a search that helps it is missed.
 sub _matters
 {
 	my ($request) = @_;
-	return $request->{fault} && !@{ $request->{body}{propertiesWithHistory} || [] };
+	my ($sort) = @{ $request->{body}{sorts} || [] };
+	return $request->{fault} && !@{ $request->{body}{propertiesWithHistory} || [] }
+	  && !($sort && $sort->{direction} eq 'DESCENDING');
 }
 
 # Whether the log's counts are those of the simulator's journal. Requests that
