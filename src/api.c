@@ -1007,14 +1007,14 @@ delay_ms(const HsApiCall *call, const Attempt *attempt)
 }
 
 /*
- * Whether another attempt is to be made.
+ * Whether another attempt is to be made, after a delay in milliseconds.
  */
 static bool
-may_retry(const HsApi *api, const HsApiCall *call, const Attempt *attempt)
+may_retry(const HsApi *api, const HsApiCall *call, const Attempt *attempt,
+		  double delay)
 {
 	if (call->attempts > api->max_retries ||
-		(api->longest_retry_ms > 0 &&
-		 delay_ms(call, attempt) > api->longest_retry_ms))
+		(api->longest_retry_ms > 0 && delay > api->longest_retry_ms))
 		return false;
 	switch (attempt->action)
 	{
@@ -1139,14 +1139,14 @@ give_up(HsApi *api, const HsApiCall *call, const Attempt *attempt)
 }
 
 /*
- * Prepares the next attempt: publishes what the rate limit demands and sets
- * the time at which to send.
+ * Prepares the next attempt, after a delay in milliseconds: publishes what the
+ * rate limit demands and sets the time at which to send.
  */
 static void
-schedule_retry(HsApi *api, HsApiCall *call, const Attempt *attempt)
+schedule_retry(HsApi *api, HsApiCall *call, const Attempt *attempt,
+			   double delay)
 {
 	HsBucket	bucket = endpoints[call->endpoint].bucket;
-	double		delay = delay_ms(call, attempt);
 	TimestampTz reserved;
 
 	call->token_refused |= attempt->action == ACT_TOKEN;
@@ -1295,13 +1295,16 @@ hs_api_finish(HsApi *api, HsApiCall *call)
 	for (;;)
 	{
 		Attempt		attempt;
+		double		delay;
 
 		perform(api, call);
 		attempt = judge(api, call);
 		root = attempt.root;
 		if (attempt.action == ACT_DONE)
 			break;
-		if (!may_retry(api, call, &attempt))
+		/* Drawn once: it is partly chance. */
+		delay = delay_ms(call, &attempt);
+		if (!may_retry(api, call, &attempt, delay))
 		{
 			if (!is_tolerated(api, &attempt))
 				give_up(api, call, &attempt);
@@ -1310,7 +1313,7 @@ hs_api_finish(HsApi *api, HsApiCall *call)
 			root = NULL;
 			break;
 		}
-		schedule_retry(api, call, &attempt);
+		schedule_retry(api, call, &attempt, delay);
 		hs_http_finish(call->http);
 		call->http = NULL;
 		enqueue(api, call);
