@@ -184,6 +184,7 @@ def main() -> None:
     print("\n".join(table(cases)), end="\n\n")
     judged = [(title(case), found) for case, rows in cases.items() for found in targets(case, rows)]
     judged += [("memory", found) for found in flatness(cases)]
+    assert all(found[0] in EVERY_TARGET for _, found in judged)
     for where, found in judged:
         print(verdict(where, found))
     for what in EVERY_TARGET:
