@@ -75,7 +75,7 @@ sub take
 is(in_parallel($jobs, \&sweep, \&take), 0, 'all processes have ended well');
 my %kinds = map { m{^\d+:(\w+)} ? ($1 => 1) : () } keys %tried;
 note(keys(%tried) . ' of ' . @cases . ' cases at ' . $sweep->requests . ' requests');
-is(join(' ', grep { !$tried{$_} } @cases[ 0 .. $fewest - 1 ]), '', $named ? 'every case was tried' : '... and more than one');
+is(join(' ', grep { !$tried{$_} } @cases[ 0 .. $fewest - 1 ]), '', $named ? 'every case was tried' : 'as many cases as there are faults were tried');
 is(join(' ', grep { !$kinds{$_} } $sweep->kinds), '', 'each fault was tried') if $named =~ /^(?:all)?$/;
 
 # ---------------------------------------------------------------------------

@@ -130,12 +130,7 @@ sub sample
 sub try
 {
 	my ($self, $case) = @_;
-	my @problems;
-	return @problems if eval { @problems = $self->_try($case); 1 };
-	my $why = $@;
-	unlink $self->{file};
-	$self->{scenario}->rescue;
-	return "could not be played to its end: $why";
+	return $self->{scenario}->attempt(sub { $self->_try($case) }, sub { unlink $self->{file} });
 }
 
 sub _try

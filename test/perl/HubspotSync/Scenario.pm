@@ -86,10 +86,11 @@ What was archived or deleted during the pause of a full run that was continued
 is found by the next full one. Makes it, and returns whether there was such a
 pause.
 
-=item rescue()
+=item attempt($play, $cleanup)
 
-Brings server and simulator to where a play can begin, whatever the last one
-has come to.
+Calls $play, which returns what is wrong, and returns that. If it dies, calls
+$cleanup, if there is one, brings server and simulator to where a play can
+begin, and returns that it could not be played to its end.
 
 =item expected_contacts()
 
@@ -171,7 +172,18 @@ sub owners_known_ms { return $_[0]{owners_known_ms} // $_[0]{simulator}->state->
 
 sub expected_contacts { return $_[0]{all_contacts} - keys %{ $_[0]{fates} }; }
 
-sub rescue
+sub attempt
+{
+	my ($self, $play, $cleanup) = @_;
+	my @problems;
+	return @problems if eval { @problems = $play->(); 1 };
+	my $why = $@;
+	$cleanup->() if $cleanup;
+	$self->_rescue;
+	return "could not be played to its end: $why";
+}
+
+sub _rescue
 {
 	my ($self) = @_;
 	$self->{simulator}->clear_faults;

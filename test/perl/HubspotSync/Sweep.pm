@@ -232,12 +232,8 @@ sub sample
 sub try
 {
 	my ($self, $case) = @_;
-	my @problems;
 	$self->{met} = [];
-	return @problems if eval { @problems = $self->_try(split /\+/, $case); 1 };
-	my $why = $@;
-	$self->{scenario}->rescue;
-	return "could not be played to its end: $why";
+	return $self->{scenario}->attempt(sub { $self->_try(split /\+/, $case) });
 }
 
 sub met { return @{ $_[0]{met} }; }
@@ -367,13 +363,13 @@ sub _told
 
 # Whether a request met a fault that a run must tell of. What HubSpot does not
 # say of former owners is asked for by the next run; and the list of a load may
-# come to its end before a search that helps it is missed.
+# come to its end while the answer to a search that helps it is held back.
 sub _matters
 {
 	my ($request) = @_;
 	my ($sort) = @{ $request->{body}{sorts} || [] };
 	return $request->{fault} && !@{ $request->{body}{propertiesWithHistory} || [] }
-	  && !($sort && $sort->{direction} eq 'DESCENDING');
+	  && !($request->{fault} =~ /^(?:hang|slow)$/ && $sort && $sort->{direction} eq 'DESCENDING');
 }
 
 # Whether the log's counts are those of the simulator's journal. Requests that
