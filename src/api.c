@@ -744,17 +744,15 @@ hs_api_safe_text(const HsApi *api, const char *text)
 }
 
 /*
- * What HubSpot said when it refused what was tolerated, in the current memory
- * context.
+ * What HubSpot said when it refused what was tolerated, or what else was wrong
+ * with its answer, in the current memory context.
  */
 char *
 hs_api_refusal_text(const HsApi *api)
 {
 	const char *message = hs_json_text(hs_json_member(api->refusal, "message"));
 
-	if (message == NULL)
-		return psprintf("the answer has status %ld", api->refusal_status);
-	return hs_api_safe_text(api, message);
+	return hs_api_safe_text(api, message ? message : api->refusal_problem);
 }
 
 /* The same in the API's memory. */
@@ -1007,14 +1005,12 @@ delay_ms(const HsApiCall *call, const Attempt *attempt)
 }
 
 /*
- * Whether another attempt is to be made, after a delay in milliseconds.
+ * Whether another attempt is to be made.
  */
 static bool
-may_retry(const HsApi *api, const HsApiCall *call, const Attempt *attempt,
-		  double delay)
+may_retry(const HsApi *api, const HsApiCall *call, const Attempt *attempt)
 {
-	if (call->attempts > api->max_retries ||
-		(api->longest_retry_ms > 0 && delay > api->longest_retry_ms))
+	if (call->attempts > api->max_retries)
 		return false;
 	switch (attempt->action)
 	{
@@ -1139,29 +1135,48 @@ give_up(HsApi *api, const HsApiCall *call, const Attempt *attempt)
 }
 
 /*
- * Prepares the next attempt, after a delay in milliseconds: publishes what the
- * rate limit demands and sets the time at which to send.
+ * Publishes that the rate limit demands a pause, in milliseconds: others have
+ * to keep it, whether this call is repeated or not.  No pause helps against
+ * the limit of the day.
+ */
+static void
+note_throttle(HsApi *api, const HsApiCall *call, const Attempt *attempt,
+			  double delay)
+{
+	api->stats.throttled++;
+	if (!is_daily_limit(attempt))
+		hs_ratelimit_hold(api->rate_key, endpoints[call->endpoint].bucket,
+						  (int64) delay);
+}
+
+/* Tells the log of an attempt that is to be repeated. */
+static void
+report_retry(const HsApi *api, const HsApiCall *call, const Attempt *attempt,
+			 double delay)
+{
+	ereport(DEBUG1,
+			(errmsg_internal("hubspot_sync: %s: %s, next attempt in %.0f ms",
+							 call->path, hs_api_safe_text(api, attempt->problem),
+							 delay)));
+}
+
+/*
+ * Queues the next attempt, after a delay in milliseconds.
  */
 static void
 schedule_retry(HsApi *api, HsApiCall *call, const Attempt *attempt,
 			   double delay)
 {
-	HsBucket	bucket = endpoints[call->endpoint].bucket;
-	TimestampTz reserved;
+	TimestampTz reserved =
+		hs_ratelimit_reserve(api->rate_key, endpoints[call->endpoint].bucket);
 
 	call->token_refused |= attempt->action == ACT_TOKEN;
-	if (attempt->action == ACT_THROTTLED)
-	{
-		api->stats.throttled++;
-		hs_ratelimit_hold(api->rate_key, bucket, (int64) delay);
-	}
-	reserved = hs_ratelimit_reserve(api->rate_key, bucket);
 	call->due = Max(reserved,
 					GetCurrentTimestamp() + (int64) (delay * 1000));
-	ereport(DEBUG1,
-			(errmsg_internal("hubspot_sync: %s: %s, next attempt in %.0f ms",
-							 call->path, hs_api_safe_text(api, attempt->problem),
-							 delay)));
+	report_retry(api, call, attempt, delay);
+	hs_http_finish(call->http);
+	call->http = NULL;
+	enqueue(api, call);
 }
 
 /* Throws if the rate limit would keep a hurried caller for too long. */
@@ -1190,11 +1205,11 @@ is_about_answer(const char *reason)
 
 /* Whether the caller goes on without this answer. */
 static bool
-is_tolerated(const HsApi *api, const Attempt *attempt)
+is_tolerated(HsTolerance tolerates, const Attempt *attempt)
 {
 	const char *reason = reason_for(attempt);
 
-	switch (api->tolerates)
+	switch (tolerates)
 	{
 		case HS_TOLERATE_BAD_REQUEST:
 			return attempt->result->status == 400;
@@ -1258,7 +1273,8 @@ perform(HsApi *api, HsApiCall *call)
 /*
  * Waits until one of the calls, some of which may be NULL, is answered for
  * the moment, and returns its place; the first one where there are several.
- * It is to be finished then, which may mean repeating it.
+ * It is to be finished then, which may mean repeating it:
+ * hs_api_try_finish() does not wait for that.
  */
 int
 hs_api_wait_any(HsApi *api, HsApiCall *const *calls, int n)
@@ -1278,6 +1294,59 @@ hs_api_wait_any(HsApi *api, HsApiCall *const *calls, int n)
 }
 
 /*
+ * Finishes a call whose present attempt is answered, as hs_api_wait_any() has
+ * said, without waiting.  Returns false if the request is to be repeated when
+ * its time comes, for which the caller may wait as before.  Else sets the
+ * answer, as hs_api_finish() returns it, and the call is freed.
+ */
+bool
+hs_api_try_finish(HsApi *api, HsApiCall *call, const HsJson **root)
+{
+	HsTolerance tolerates = api->tolerates;
+	Attempt		attempt = judge(api, call);
+
+	*root = attempt.root;
+	api->tolerates = HS_TOLERATE_NOTHING;
+	api->refusal = NULL;
+	api->refusal_status = 0;
+	if (attempt.action != ACT_DONE)
+	{
+		double		delay = delay_ms(call, &attempt);
+
+		if (attempt.action == ACT_THROTTLED)
+			note_throttle(api, call, &attempt, delay);
+		if (may_retry(api, call, &attempt))
+		{
+			schedule_retry(api, call, &attempt, delay);
+			return false;
+		}
+		if (!is_tolerated(tolerates, &attempt))
+			give_up(api, call, &attempt);
+		api->refusal = attempt.root;
+		api->refusal_status = attempt.result->status;
+		api->refusal_problem = hs_api_safe_text(api, attempt.problem);
+		*root = NULL;
+	}
+	hs_api_drop(call);
+	hs_api_report(api, "storing");
+	return true;
+}
+
+/*
+ * How long it will be until a call that is not on the wire may be sent, in
+ * milliseconds.
+ */
+int64
+hs_api_delay_ms(const HsApi *api, const HsApiCall *call)
+{
+	TimestampTz held =
+		hs_ratelimit_held_until(api->rate_key, endpoints[call->endpoint].bucket);
+
+	return TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
+										   Max(call->due, held));
+}
+
+/*
  * Waits for a call's answer, repeating the request where that may help, and
  * returns the answer, a JSON object that belongs to the current memory
  * context.  The call is freed.  Throws with api->failure set if HubSpot
@@ -1288,39 +1357,14 @@ hs_api_wait_any(HsApi *api, HsApiCall *const *calls, int n)
 const HsJson *
 hs_api_finish(HsApi *api, HsApiCall *call)
 {
+	HsTolerance tolerates = api->tolerates;
 	const HsJson *root;
 
-	api->refusal = NULL;
-	api->refusal_status = 0;
-	for (;;)
+	do
 	{
-		Attempt		attempt;
-		double		delay;
-
 		perform(api, call);
-		attempt = judge(api, call);
-		root = attempt.root;
-		if (attempt.action == ACT_DONE)
-			break;
-		/* Drawn once: it is partly chance. */
-		delay = delay_ms(call, &attempt);
-		if (!may_retry(api, call, &attempt, delay))
-		{
-			if (!is_tolerated(api, &attempt))
-				give_up(api, call, &attempt);
-			api->refusal = root;
-			api->refusal_status = attempt.result->status;
-			root = NULL;
-			break;
-		}
-		schedule_retry(api, call, &attempt, delay);
-		hs_http_finish(call->http);
-		call->http = NULL;
-		enqueue(api, call);
-	}
-	api->tolerates = HS_TOLERATE_NOTHING;
-	hs_api_drop(call);
-	hs_api_report(api, "storing");
+		api->tolerates = tolerates;
+	} while (!hs_api_try_finish(api, call, &root));
 	return root;
 }
 

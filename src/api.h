@@ -73,11 +73,11 @@ typedef struct HsApi
 	int			max_retries;
 	int			total_timeout_ms;
 	int			longest_wait_ms;	/* for the rate limit; 0: any */
-	int			longest_retry_ms;	/* before a repetition; 0: any */
 	HsTolerance tolerates;		/* for the next call only */
 	const HsJson *refusal;		/* the answer that was tolerated; NULL: it was
 								 * no JSON */
 	long		refusal_status;
+	const char *refusal_problem;	/* in the memory context of the answer */
 	HsApiStats	stats;
 	bool		answered;		/* a request has succeeded */
 	long		daily_limit;	/* as stated last; 0: not stated */
@@ -141,6 +141,9 @@ extern HsApiCall *hs_api_pipelines(HsApi *api, const char *object_type);
 extern HsApiCall *hs_api_account(HsApi *api);
 
 extern int	hs_api_wait_any(HsApi *api, HsApiCall *const *calls, int n);
+extern bool hs_api_try_finish(HsApi *api, HsApiCall *call,
+							  const HsJson **root);
+extern int64 hs_api_delay_ms(const HsApi *api, const HsApiCall *call);
 extern const HsJson *hs_api_finish(HsApi *api, HsApiCall *call);
 extern void hs_api_drop(HsApiCall *call);
 extern char *hs_api_refusal_text(const HsApi *api);

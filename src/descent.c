@@ -25,9 +25,9 @@
  * missing, or there, until the next full run by list.  That the index does not
  * show a record proves nothing: only the list's part notes absences.
  *
- * The list alone decides that the load is over.  The search side may give up
- * at any time, for whatever reason: then the list goes on to its end and
- * everything is the truth.
+ * The list alone decides that the load is over, and waits for no search, nor
+ * for its repetition.  The search side may give up at any time, for whatever
+ * reason: then the list goes on to its end and everything is the truth.
  *
  *-------------------------------------------------------------------------
  */
@@ -35,9 +35,8 @@
 
 #include "descent.h"
 
-/* The list waits while a search is repeated, and can do without. */
-#define MAX_RETRIES 1
-#define LONGEST_RETRY_MS 15000
+/* What is found by search makes another search necessary, which would wait. */
+#define LONGEST_PAUSE_MS 15000
 
 /*
  * Asks for the next page: ids below those searched and above `low`, where the
@@ -95,28 +94,28 @@ has_more(const HsJson *root)
 }
 
 /*
- * Waits for the page that was asked for, reads it and asks for the next one.
- * Returns false, having given up, if it is of no use.  The page, in the
- * current memory context, is the caller's to store.
+ * Reads the page that has come and asks for the next one.  Returns false if
+ * there is none: the request is to be repeated, or was of no use, which ends
+ * the searches.  The page, in the current memory context, is the caller's to
+ * store.
  */
 bool
 hs_descent_turn(HsDescent *descent, int64 low, HsRecordPage *page)
 {
 	HsApi	   *api = descent->store->run->api;
-	HsApiCall  *call = descent->call;
-	int			max_retries = api->max_retries;
 	const HsJson *root;
 
-	descent->call = NULL;
 	api->tolerates = HS_TOLERATE_NO_ANSWER;
-	api->max_retries = Min(max_retries, MAX_RETRIES);
-	api->longest_retry_ms = LONGEST_RETRY_MS;
-	root = hs_api_finish(api, call);
-	api->max_retries = max_retries;
-	api->longest_retry_ms = 0;
+	if (!hs_api_try_finish(api, descent->call, &root))
+	{
+		if (hs_api_delay_ms(api, descent->call) > LONGEST_PAUSE_MS)
+			hs_descent_abandon(descent, "HubSpot asks for a pause");
+		return false;
+	}
+	descent->call = NULL;
 	if (root == NULL)
 	{
-		hs_descent_abandon(descent);
+		hs_descent_abandon(descent, hs_api_refusal_text(api));
 		return false;
 	}
 	page->provisional = true;
@@ -124,7 +123,7 @@ hs_descent_turn(HsDescent *descent, int64 low, HsRecordPage *page)
 	hs_store_read(descent->store, page);
 	if (!is_descending(descent, page))
 	{
-		hs_descent_abandon(descent);
+		hs_descent_abandon(descent, "what it brought was not in the order of ids");
 		return false;
 	}
 	if (page->nids > 0)
@@ -154,12 +153,14 @@ hs_descent_end(HsDescent *descent)
 }
 
 /*
- * Gives up: what was searched counts for nothing, and the list has to go on to
- * its end.
+ * Gives up, for a reason that is copied into the run's memory: what was
+ * searched counts for nothing, and the list has to go on to its end.
  */
 void
-hs_descent_abandon(HsDescent *descent)
+hs_descent_abandon(HsDescent *descent, const char *problem)
 {
 	hs_descent_end(descent);
 	descent->high = 0;
+	descent->problem = MemoryContextStrdup(descent->store->run->context,
+										   problem);
 }

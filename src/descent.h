@@ -19,12 +19,13 @@ typedef struct HsDescent
 	int64		low;			/* ids above this one were asked for */
 	bool		ended;			/* nothing is left to search for */
 	HsApiCall  *call;			/* the next page; NULL: none is asked for */
+	char	   *problem;		/* why it gave up; NULL: it has not */
 } HsDescent;
 
 extern void hs_descent_search(HsDescent *descent, int64 low);
 extern bool hs_descent_turn(HsDescent *descent, int64 low, HsRecordPage *page);
 extern bool hs_descent_met(const HsDescent *descent, int64 low);
 extern void hs_descent_end(HsDescent *descent);
-extern void hs_descent_abandon(HsDescent *descent);
+extern void hs_descent_abandon(HsDescent *descent, const char *problem);
 
 #endif							/* HS_DESCENT_H */

@@ -909,7 +909,7 @@ check_order(Pull *pull, const HsRecordPage *page)
 	if (!is_ascending(pull, page))
 	{
 		*unordered = true;
-		hs_descent_abandon(&pull->descent);
+		hs_descent_abandon(&pull->descent, "the list is not in order");
 		if (pull->store.notes_absences)
 			pull->run->remark = "HubSpot's list was not in the order of ids, so records that are missing on it were not looked for";
 	}
@@ -1160,7 +1160,19 @@ turn_page(Pull *pull, HsApiCall *call)
 	return next;
 }
 
-/* Fetches and stores one page of the searches that help the list. */
+/* Has the log say why searches have not helped the list. */
+static void
+note_problem(Pull *pull)
+{
+	MemoryContext old = MemoryContextSwitchTo(pull->run->context);
+
+	pull->run->remark =
+		psprintf("HubSpot's search did not help to read the list, so the list was read to its end: %s",
+				 pull->descent.problem);
+	MemoryContextSwitchTo(old);
+}
+
+/* Stores the page that searches have brought to help the list, if any. */
 static void
 turn_descent(Pull *pull)
 {
@@ -1168,8 +1180,8 @@ turn_descent(Pull *pull)
 
 	if (hs_descent_turn(&pull->descent, pull->last_id, &page))
 		hs_store_save(&pull->store, &page, checkpoint_text(pull));
-	else
-		pull->run->remark = "HubSpot's search did not help to read the list, so the list was read to its end";
+	else if (pull->descent.problem != NULL)
+		note_problem(pull);
 }
 
 /*

@@ -65,12 +65,12 @@ check_refused(HsApi *api, HsApiCall *call, Attempt *attempt)
 	check_text(f->scopes);
 	api->refusal = attempt->root;
 	api->refusal_status = attempt->result->status;
+	api->refusal_problem = hs_api_safe_text(api, attempt->problem);
 	check_text(hs_api_refusal_text(api));
 	for (int tolerance = HS_TOLERATE_NOTHING; tolerance <= HS_TOLERATE_BAD_ANSWER; tolerance++)
 	{
-		api->tolerates = tolerance;
-		REQUIRE(!is_tolerated(api, attempt) || tolerance != HS_TOLERATE_NOTHING);
-		REQUIRE(!is_tolerated(api, attempt) || strcmp(f->reason, "auth") != 0);
+		REQUIRE(!is_tolerated(tolerance, attempt) || tolerance != HS_TOLERATE_NOTHING);
+		REQUIRE(!is_tolerated(tolerance, attempt) || strcmp(f->reason, "auth") != 0);
 	}
 }
 
@@ -94,7 +94,7 @@ try_endpoint(Endpoint endpoint, HsHttpCall *answer)
 	else
 	{
 		if (may_retry(api, &call, &attempt))
-			schedule_retry(api, &call, &attempt);
+			report_retry(api, &call, &attempt, delay_ms(&call, &attempt));
 		check_refused(api, &call, &attempt);
 	}
 }

@@ -252,7 +252,7 @@ subtest 'rate limits are waited for' => sub {
 	second_page_meets({ kind => 'rate_limit', retry_after => 0 }, times => 0);
 	my $log = fails('429 again and again', 'contacts', 'gave_up', qr/gave up/);
 	is($log->{requests}, 1 + RETRIES + 1, '... after max_retries');
-	is($log->{error_details}{rate_limited}, RETRIES, '... counting the waits');
+	is($log->{error_details}{rate_limited}, RETRIES + 1, '... counting the answers');
 };
 
 subtest 'the daily limit ends the run' => sub {

@@ -36,7 +36,7 @@ diag("HUBSPOT_SYNC_TEST_SEED=$seed");
 
 my $sim = HubspotSync::Simulator->start(contacts => CONTACTS, deals => 0, companies => 0, owners => 3);
 my $server = HubspotSync::Server->new('fast', simulator => $sim,
-	conf => { 'hubspot_sync.max_retries' => 1, statement_timeout => '60s' });
+	conf => { 'hubspot_sync.max_retries' => 1, 'hubspot_sync.retry_delay' => '5ms', statement_timeout => '60s' });
 
 my $contacts = '/crm/objects/' . HubspotSync::Simulator->api_version . '/contacts';
 my $list = qr{\Q$contacts\E$};
@@ -303,9 +303,21 @@ subtest 'searches that do not help' => sub {
 		my $log = run_ends('success', "searches $what");
 		is(scalar lists(), CONTACTS / LIST_PAGE, '... the list goes on to its end');
 		is(scalar searches_for_changes(), 0, '... which leaves nothing to look for');
-		like(JSON::PP->new->encode($log->{error_details} // {}), qr/search did not help/, '... which the log says');
+		like($log->{error_details}{remark} // '', qr/search did not help .*: ./, '... which the log says');
+		cmp_ok($log->{duration_ms}, '<', 30_000, '... and does not wait for the searches');
 		is(differences(), '', '... and nothing is missing');
 	}
+
+	fresh('list_and_search');
+	$sim->fault(path => "$contacts/search", nth => 2, action => { kind => 'rate_limit', policy => 'SECONDLY', retry_after => 300 });
+	my $log = run_ends('success', 'searches that meet the limit');
+	cmp_ok($log->{duration_ms}, '<', 30_000, '... do not stop the list');
+	is($log->{error_details}{rate_limited}, 1, '... are counted');
+	is($server->sql(q{SELECT held_until > now() + interval '4 min' FROM get_hubspot_rate_limits() WHERE bucket = 'search'}),
+		't', '... and bind everybody');
+	is(scalar searches_for_changes(), 0, '... as they do what is left to look for');
+	is(differences(), '', '... and nothing is missing');
+	$server->restart;    # forgets limits
 
 	fresh('list_and_search');
 	$sim->config(date_header => JSON::PP::false);
