@@ -141,6 +141,21 @@ brings_others(List *batch, const HsRecordPage *page)
 }
 
 /*
+ * Whether an answer has the record that a noted one was merged into: it says
+ * so, or it is known to be that one.
+ */
+static bool
+brings_survivor(const HsRecordPage *page, const HsAbsence *absence)
+{
+	for (int i = 0; i < page->nmerged; i++)
+	{
+		if (strcmp(page->merged_ids[i], absence->record_id) == 0)
+			return true;
+	}
+	return absence->merged_into != NULL && brings(page, absence->merged_into);
+}
+
+/*
  * Whether an answer brings others, and none that a record asked for was merged
  * into: it may answer another question, and then that it leaves out these
  * records says nothing about them.
@@ -152,7 +167,7 @@ is_foreign(List *batch, const HsRecordPage *page)
 
 	foreach(lc, batch)
 	{
-		if (survivor_of(page, lfirst(lc)) != NULL)
+		if (brings_survivor(page, lfirst(lc)))
 			return false;
 	}
 	return brings_others(batch, page);
@@ -199,7 +214,7 @@ look_into_bin(HsStore *store, List *batch, const HsRecordPage *page,
 		read_records(store, ids, n, true, bin);
 }
 
-/* Whether two answers have brought the same records. */
+/* Whether two answers have brought the same records, and any at all. */
 static bool
 is_same(const HsRecordPage *a, const HsRecordPage *b)
 {
@@ -210,7 +225,7 @@ is_same(const HsRecordPage *a, const HsRecordPage *b)
 		if (!brings(b, a->ids[i]))
 			return false;
 	}
-	return true;
+	return a->nids > 0;
 }
 
 /* Reads the live records of a batch. */
@@ -255,8 +270,8 @@ read_alone(HsStore *store, List *batch)
 
 /*
  * Reads a batch of noted records, stores those that are there and judges the
- * others.  What is answered by what was not asked for is not judged: another
- * run will read it.
+ * others.  One that is answered by what was not asked for is not judged: it
+ * stays noted, or the next full walk notes it again.
  */
 static void
 read_batch(HsStore *store, List *batch)
@@ -265,7 +280,6 @@ read_batch(HsStore *store, List *batch)
 	HsRecordPage page;
 	HsRecordPage bin = {.in_recycle_bin = true};
 	Verdicts	verdicts = {.n = 0};
-	bool		bin_answers;
 
 	read_live(store, batch, &page);
 	if (is_foreign(batch, &page))
@@ -279,14 +293,14 @@ read_batch(HsStore *store, List *batch)
 			return;
 	}
 	look_into_bin(store, batch, &page, &bin);
-	bin_answers = !brings_others(batch, &bin);
-	foreach(lc, batch)
+	if (brings_others(batch, &bin))
 	{
-		const HsAbsence *absence = lfirst(lc);
-
-		if (bin_answers || !needs_bin(absence, &page))
-			judge(&verdicts, &page, &bin, absence);
+		if (list_length(batch) > 1)
+			read_alone(store, batch);
+		return;
 	}
+	foreach(lc, batch)
+		judge(&verdicts, &page, &bin, lfirst(lc));
 	hs_store_save(store, &page, NULL);
 	save_verdicts(store, &verdicts);
 }

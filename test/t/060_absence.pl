@@ -221,12 +221,14 @@ subtest 'an answer that is about other records' => sub {
 	$sim->purge('contacts', $ids[3]);
 	$sim->hide('contacts', $ids[4]);
 	$sim->script(path => '/batch/read', do => [ { op => 'unhide', type => 'contacts' } ]);
+	$sim->merge('contacts', $ids[7], $ids[6]);
 	my $other = JSON::PP->new->utf8->encode({ status => 'COMPLETE', results => [ $sim->object('contacts', $ids[5]) ] });
 	$sim->fault(path => '/batch/read', action => { kind => 'body', raw => $other });
 	run_ends('success', 'answered with another', 'contacts', 'full');
-	is(counts()->{batch}, 3, '... each is asked for by itself');
+	is(counts()->{batch}, 4, '... each is asked for by itself');
 	is_row($ids[3], 'gone', '... finds who is gone');
-	is_row($ids[4], 'live', '... and who is not');
+	is_row($ids[4], 'live', '... who is not');
+	is_row($ids[6], "merged into $ids[7]", '... and who was merged');
 };
 
 subtest 'an answer that goes on being about others' => sub {
