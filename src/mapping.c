@@ -45,6 +45,23 @@
 /* Digits of a 64-bit number. */
 #define MAX_ID_DIGITS 19
 
+/* What fingerprints call the kinds of columns, in whatever order they are. */
+static const char *const kind_names[HS_COLUMN_KINDS] = {
+	[HS_COLUMN_ID] = "id",
+	[HS_COLUMN_VALUE] = "value",
+	[HS_COLUMN_DEAL_STATUS] = "deal_status",
+	[HS_COLUMN_OWNER_NAME] = "owner_name",
+	[HS_COLUMN_CONSTANT] = "constant",
+	[HS_COLUMN_PROPERTIES] = "properties",
+	[HS_COLUMN_ARCHIVED] = "archived",
+	[HS_COLUMN_ARCHIVED_AT] = "archived_at",
+	[HS_COLUMN_REASON] = "archived_reason",
+	[HS_COLUMN_MERGED_INTO] = "merged_into",
+	[HS_COLUMN_UPDATED_AT] = "hubspot_updated_at",
+	[HS_COLUMN_NOW] = "synced_at",
+	[HS_COLUMN_CONNECTION] = "connection_id"
+};
+
 /* Columns that the sync fills wherever a target has them. */
 static const struct
 {
@@ -463,8 +480,8 @@ read_filters(const HsSyncType *type)
 
 /*
  * Fingerprint of all that decides what a run asks for and stores.  Another
- * version of the library has to come to the same: it costs a full run where it
- * does not.
+ * version of the library, and a restored database, have to come to the same:
+ * it costs a full run where they do not.
  */
 static char *
 build_fingerprint(const HsMapping *mapping, const HsSyncType *type)
@@ -483,11 +500,12 @@ build_fingerprint(const HsMapping *mapping, const HsSyncType *type)
 	{
 		const HsColumn *column = &mapping->columns[i];
 
-		appendStringInfo(&text, "|%s %d %s %s %u %d %d %d", column->name,
-						 (int) column->kind,
+		appendStringInfo(&text, "|%s %s %s %s %s %d %d %d", column->name,
+						 kind_names[column->kind],
 						 column->property ? column->property : "",
 						 column->argument ? column->argument : "",
-						 column->type, column->typmod, column->is_key,
+						 format_type_be_qualified(column->type),
+						 column->typmod, column->is_key,
 						 column->insert_only);
 	}
 	foreach(lc, mapping->properties)
