@@ -614,13 +614,16 @@ is_taken(const Search *search, List *candidates, Oid relation)
 static void
 add_found_level(Search *search, List **candidates, const char *table)
 {
-	Oid			relation;
+	Oid			relation = get_relname_relid(table, search->schema);
 	char	   *prefix = pnstrdup(table, strlen(table) - strlen(UNITS_SUFFIX));
 	char	   *level = asc_tolower(prefix, strlen(prefix));
 	const HsSourceRow *row = find_row(search, "level", level);
 	Candidate  *other;
 
 	if (row != NULL && !row->enabled)
+		return;
+	/* Nobody need wait for what another row has, which may be disabled. */
+	if (is_taken(search, *candidates, relation))
 		return;
 	relation = find_table(search, search->schema, table);
 	if (!OidIsValid(relation) || is_taken(search, *candidates, relation))
