@@ -422,7 +422,7 @@ claim(HsRun *run)
 	StartTransactionCommand();
 	if (!hs_catalog_lock_extension(run->extension))
 	{
-		CommitTransactionCommand();
+		AbortCurrentTransaction();
 		return false;
 	}
 	PushActiveSnapshot(GetTransactionSnapshot());
@@ -474,7 +474,9 @@ abandon(HsRun *run, const HsRunTicket *ticket, const ErrorData *error)
 	wait_for_requester(ticket);
 	if (hs_catalog_lock_extension(run->extension))
 		(void) hs_catalog_cancel_pending(&run->id);
+	HS_INJECTION_POINT("before the commit of an early cancel");
 	CommitTransactionCommand();
+	HS_INJECTION_POINT("after the commit of an early cancel");
 }
 
 /* What is left to do after an error, which is taken off the error stack. */

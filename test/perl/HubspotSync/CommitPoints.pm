@@ -57,10 +57,10 @@ wrong with the result.
 
 How many points there are.
 
-=item cases()
+=item cases($seed)
 
 The names of all cases: a kill at each point, and each of the other crashes at
-every fourth one.
+every fourth one, beginning at one that the seed decides.
 
 =item sample($seed)
 
@@ -94,7 +94,8 @@ sub survey
 	my ($left) = slurp_file($self->{file}) =~ /^(\d+)/;
 	$self->{points} = MANY - $left;
 	unlink $self->{file};
-	return $self->{sweep}->heal_and_compare;
+	return (map({ "run of $_->{sync_type} ended " . HubspotSync::Sweep::ending($_) } grep { $_->{status} ne 'success' } $self->{sweep}->runs),
+		$self->{sweep}->heal_and_compare);
 }
 
 # Begins and plays with a crash at a point.
@@ -113,9 +114,9 @@ sub _play
 
 sub cases
 {
-	my ($self) = @_;
+	my ($self, $seed) = @_;
 	my @others = @{ +KINDS }[ 1 .. 4 ];
-	return map { ("$_:kill", "$_:$others[$_ % @others]") } 1 .. $self->{points};
+	return map { ("$_:kill", "$_:$others[($_ + $seed) % @others]") } 1 .. $self->{points};
 }
 
 sub sample
@@ -123,7 +124,7 @@ sub sample
 	my ($self, $seed) = @_;
 	srand $seed;
 	my %of;
-	push @{ $of{ (split /:/)[1] } }, $_ foreach shuffle($self->cases);
+	push @{ $of{ (split /:/)[1] } }, $_ foreach shuffle($self->cases($seed));
 	return map { my $n = $_; map { $of{$_}[$n] // () } @{ +KINDS } } 0 .. $self->{points};
 }
 
