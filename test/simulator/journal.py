@@ -21,7 +21,10 @@ _DIGITS = re.compile(r"/\d+(?=/|$)")
 
 @dataclass(slots=True)
 class Entry:
-    """One request; status is None while it has no answer or was never given one."""
+    """One request; status is None while it has no answer or was never given one.
+
+    connections is how many were open when it came, its own included.
+    """
 
     n: int
     at_ms: int
@@ -34,6 +37,7 @@ class Entry:
     content_type: str | None
     accept_encoding: str | None
     inputs: int
+    connections: int
     fault: str | None = None
     status: int | None = None
 
@@ -47,6 +51,7 @@ class Entry:
             "query": dict(parse_qsl(self.query_string, keep_blank_values=True)),
             "query_string": self.query_string,
             "inputs": self.inputs,
+            "connections": self.connections,
             "status": self.status,
             "authorization_ok": self.authorization_ok,
             "user_agent": self.user_agent,
@@ -76,14 +81,16 @@ class Journal:
         self._inputs.clear()
         self._bytes = self.total = 0
 
-    def open(self, call: Call, at_ms: int, authorization_ok: bool, token: str, with_body: bool) -> Entry:
+    def open(
+        self, call: Call, at_ms: int, authorization_ok: bool, token: str, with_body: bool, connections: int
+    ) -> Entry:
         """Note a request on arrival."""
         self.total += 1
         header = call.headers.get
         entry = Entry(
             self.total, at_ms, call.method, _without(token, call.path), _without(token, call.query_string),
             _body_without(token, call.body) if with_body else b"", authorization_ok,
-            header("User-Agent"), header("Content-Type"), header("Accept-Encoding"), call.input_count(),
+            header("User-Agent"), header("Content-Type"), header("Accept-Encoding"), call.input_count(), connections,
         )  # fmt: skip
         self._entries.append(entry)
         self._bytes += len(entry.body)

@@ -73,8 +73,9 @@ class Simulator:
             return Outcome(self._control.answer(call))
         config = self.config
         entry = self.journal.open(
-            call, self.clock.now_ms(), self._api.authorized(call), config.token, config.journal_bodies
-        )
+            call, self.clock.now_ms(), self._api.authorized(call), config.token, config.journal_bodies,
+            self.count_connections(),
+        )  # fmt: skip
         try:
             return await self._answered(call, entry)
         except asyncio.CancelledError:  # the client left meanwhile

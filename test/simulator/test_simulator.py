@@ -835,6 +835,8 @@ class FaultTest(SimulatorCase):
         self.assertRaises(ssl.SSLCertVerificationError, ask)
         self.assertEqual(ask(), 200)
         self.assertEqual(self.control("GET", "state")["connections"], 1)
+        self.assertEqual(ask(), 200)
+        self.assertEqual([entry["connections"] for entry in self.control("GET", "journal")[-2:]], [1, 2])
         self.fault("other_certificate", action={"connections": 9})
         self.assertRaises(ConnectionResetError, ask)
         self.assertEqual(self.control("GET", "state")["requests_to_other"], 0)

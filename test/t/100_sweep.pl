@@ -8,8 +8,9 @@
 # The environment variables that it sets:
 #
 #   HUBSPOT_SYNC_TEST_SEED       decides the order
-#   HUBSPOT_SYNC_SWEEP_CASES     all, or names of cases
-#   HUBSPOT_SYNC_SWEEP_SECONDS   after so many no case is begun
+#   HUBSPOT_SYNC_SWEEP_CASES     all, or names of cases, each on a line
+#   HUBSPOT_SYNC_SWEEP_SECONDS   after so many no case of a sample is begun, once
+#                                each fault has had its turn
 #   HUBSPOT_SYNC_SWEEP_JOBS      servers at once
 
 use strict;
@@ -18,6 +19,7 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/../perl";
 
+use HTTP::Tiny;
 use HubspotSync::Parallel qw(in_parallel);
 use HubspotSync::Sweep;
 use HubspotSync::Truth qw(truth_differences);
@@ -42,7 +44,7 @@ cmp_ok(scalar $sweep->requests, '>', 50, 'the scenario has its requests');
 
 # Each fault once, however long that takes, then as many cases as there is time
 # for. All processes take theirs from one list.
-my @cases = $named =~ /^(?:all)?$/ ? $sweep->sample($seed) : split ' ', $named;
+my @cases = $named =~ /^(?:all)?$/ ? $sweep->sample($seed) : split /\n/, $named;
 my $fewest = $named ? @cases : $sweep->kinds;
 my $deadline = time + ($ENV{HUBSPOT_SYNC_SWEEP_SECONDS} // SECONDS);
 
@@ -67,7 +69,7 @@ sub take
 	$tried{ $it->{case} } = 1;
 	ok(!@problems, $it->{case});
 	diag(map { substr($_, 0, 400) . "\n" } splice @problems, 0, SHOWN);
-	diag("repeat it with: scripts/sweep --case $it->{case}; met: @{ $it->{met} }") if @{ $it->{problems} };
+	diag("repeat it with: scripts/sweep --case '$it->{case}'; met: @{ $it->{met} }") if @{ $it->{problems} };
 	diag(keys(%tried) . ' of ' . @cases . ' cases tried') if $named && keys(%tried) % 25 == 0;
 	return;
 }
@@ -141,10 +143,13 @@ subtest 'what is wrong in HubSpot, or still open, is noticed' => sub {
 	$simulator->fault(times => 0, action => 'hang');
 	my $run = $server->trigger('owners');
 	wait_until('a connection is counted', sub { $simulator->state->{connections} == 1 });
-	noticed('a run that is under way', qr/^sync_runs: owners is running.*^1 locks are held and 1 connections open/ms);
+	noticed('a run that is under way', qr/^sync_runs: owners is running.*^1 workers are there, 1 locks held and 1 connections open/ms);
 	$server->sql("SELECT cancel_hubspot_sync('$run')");
 	$server->wait_for($run);
 	$server->reload('hubspot_sync.request_timeout' => '700ms');
+	HTTP::Tiny->new(agent => 'a run')->patch($simulator->control_url . '/crm/objects/' . $simulator->api_version . "/contacts/$contact",
+		{ headers => { Authorization => 'Bearer ' . $simulator->token }, content => '{"properties": {"phone": "1"}}' });
+	noticed('a change that is none of our business', qr{^HubSpot was asked for PATCH /crm/objects/\S+/contacts/$contact of something else$}m);
 	$simulator->create('contacts', { email => 'surplus@example.com' });
 	noticed('a contact that has not come yet', qr/^contacts \d+: no row/m);
 	$scenario->heal;
@@ -162,12 +167,21 @@ subtest 'a fault that is not met, a log that does not tell, and a play that brea
 	like($found, qr/^no run has noticed the fault/m, 'a retry that was not counted');
 	like($found, qr/^the runs have counted/m, '... and a request');
 	$server->sql('DROP FUNCTION lie() CASCADE');
+	{
+		local $HubspotSync::Sweep::longest_ms = 1;
+		local $HubspotSync::Sweep::most_connections = 0;
+		$found = join "\n", $sweep->try('3:reset');
+	}
+	like($found, qr/^run of \w+ took \d+ ms/m, 'a run that takes too long');
+	like($found, qr/^\d+ connections at once/m, '... and too many connections');
 	is(join("\n", $sweep->try('3:reset')), '', 'without the lie all is well');
 	is(join(' ', $sweep->met), '3: GET /crm/objects/' . HubspotSync::Simulator->api_version . '/contacts', 'what was met is named')
 	  or diag($sweep->met);
 	is(join("\n", $sweep->try('3:{"kind":"error","status":418}')), '', 'a fault that is not in the list');
 	is(scalar(grep { $_->{status} eq 'failed' && $_->{error_details}{reason} eq 'refused' } $sweep->runs), 1, '... which ends a run')
 	  or diag(map { "$_->{sync_type}: " . HubspotSync::Sweep::ending($_) . "\n" } $sweep->runs);
+	is(join("\n", $sweep->try('3:{"kind":"error","status":503,"times":3}')), '', '... more than once, which ends one too');
+	is(scalar(grep { $_->{error_details}{reason} eq 'gave_up' } grep { $_->{status} eq 'failed' } $sweep->runs), 1, '... for its own reason');
 	like(join("\n", $sweep->try('3:none')), qr/^could not be played to its end: no such fault/m, 'a fault that there is not');
 	is(join("\n", $sweep->try('3:reset')), '', '... after which all is well');
 };

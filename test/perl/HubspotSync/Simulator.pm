@@ -170,6 +170,10 @@ variable HUBSPOT_SYNC_API_VERSION says.
 
 Where it listens, for hubspot_sync.api_url.
 
+=item control_url()
+
+Where it listens without TLS if there is a control port; else the same.
+
 =item port()
 
 =item token()
@@ -182,6 +186,7 @@ The access token that it accepts.
 
 sub api_version { return $ENV{HUBSPOT_SYNC_API_VERSION} || '2026-09'; }
 sub url { return $_[0]{url}; }
+sub control_url { return $_[0]{control_url}; }
 sub port { return ($_[0]{url} =~ /:(\d+)$/)[0]; }
 sub token { return $_[0]{token}; }
 sub pid { return $_[0]{pid}; }
@@ -304,7 +309,7 @@ sub script
 =item journal()
 
 All requests as hashes: n, at_ms, method, path, query, body, inputs (of a
-batch, their number), status (undef: no answer), authorization_ok, user_agent,
+batch, their number), connections (open when it came), status (undef: no answer), authorization_ok, user_agent,
 fault and more. Requests of this module are left out. The setting
 journal_bodies => \0 keeps bodies from being kept.
 

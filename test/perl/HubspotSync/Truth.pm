@@ -31,6 +31,8 @@ use HubspotSync::OwnerHistory qw(history_differences history_overlaps);
 use HubspotSync::Wait qw(wait_until);
 use JSON::PP;
 
+use constant LOCK_CLASS => 18515;    # of src/run.c
+
 our @EXPORT_OK = qw(truth_differences row_differences);
 
 =pod
@@ -43,7 +45,8 @@ our @EXPORT_OK = qw(truth_differences row_differences);
 
 A list of lines, empty if everything is as it should be: rows with all their
 columns, who owned a contact when, contacts' progress, what is remembered of
-it, and that nothing is left open, locked or connected.
+it, that HubSpot was asked to change nothing else, and that nothing is left
+open, locked or connected.
 
 =item row_differences($scenario)
 
@@ -66,6 +69,7 @@ sub truth_differences
 	my @found = split /\n/, $server->sql(_load($scenario) . _rows() . _progress() . _surplus($scenario) . _leftovers());
 	push @found, map { "history: $_" } split /\n/, history_differences($server, $scenario->owners_known_ms);
 	push @found, 'history: rows overlap' if history_overlaps($server);
+	push @found, _trespasses($scenario);
 	push @found, _still_busy($scenario);
 	return @found;
 }
@@ -222,6 +226,34 @@ sub _surplus
 		SQL
 }
 
+# What HubSpot was asked to change other than contacts' progress and the
+# definitions for it: the next pull would take that for the truth.
+sub _trespasses
+{
+	my ($scenario) = @_;
+	my %own = map { $_ => 1 } 'progresstracking', 'level_progress', split /\n/,
+	  $scenario->server->sql('SELECT name FROM progress_properties');
+	my %found;
+	foreach my $request ($scenario->simulator->journal)
+	{
+		next if $request->{method} eq 'GET' || $request->{path} =~ m{/(?:search|batch/read)$};
+		$found{"HubSpot was asked for $request->{method} $request->{path} of $_"} = 1 foreach grep { !$own{$_} } _names_in($request);
+	}
+	return sort keys %found;
+}
+
+# The properties or the group that a request means to change.
+sub _names_in
+{
+	my ($request) = @_;
+	my $body = ref $request->{body} eq 'HASH' ? $request->{body} : {};
+	my $what = "$request->{method} $request->{path}" =~ s{/\d{4}-\d\d/contacts}{}r;
+	return map { keys %{ $_->{properties} } } @{ $body->{inputs} } if $what eq 'POST /crm/objects/batch/update';
+	return $body->{name} if $what =~ m{^POST /crm/properties(?:/groups)?$};
+	return $1 if $what =~ m{^PATCH /crm/properties/(\w+)$};
+	return 'something else';
+}
+
 # What no run may leave.
 sub _leftovers
 {
@@ -240,15 +272,16 @@ sub _leftovers
 sub _still_busy
 {
 	my ($scenario) = @_;
-	my ($locks, $connections);
+	my ($workers, $locks, $connections);
 	eval {
-		wait_until('nothing is locked or connected', sub {
-			$locks = $scenario->server->sql(q{SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 18515});
+		wait_until('nothing runs, is locked or connected', sub {
+			$workers = $scenario->server->sql(q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'hubspot_sync'});
+			$locks = $scenario->server->sql("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = " . LOCK_CLASS);
 			$connections = $scenario->simulator->state->{connections};
-			return $locks + $connections == 0;
+			return $workers + $locks + $connections == 0;
 		});
 		return 1;
-	} or return "$locks locks are held and $connections connections open";
+	} or return "$workers workers are there, $locks locks held and $connections connections open";
 	return;
 }
 
