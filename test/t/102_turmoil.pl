@@ -12,7 +12,7 @@ use lib "$FindBin::RealBin/../perl";
 
 use HubspotSync::Parallel qw(in_parallel);
 use HubspotSync::Scenario;
-use HubspotSync::Truth qw(truth_differences);
+use HubspotSync::Truth qw(row_differences truth_differences);
 use HubspotSync::Wait qw(wait_until);
 use IPC::Run;
 use PostgreSQL::Test::Utils;
@@ -27,6 +27,7 @@ diag("HUBSPOT_SYNC_TEST_SEED=$seed");
 
 my $scenario = HubspotSync::Scenario->new('turmoil',
 	max_worker_processes => 12,
+	log_line_prefix => '%m [%p] %e ',
 	'hubspot_sync.lock_timeout' => '5s',
 	'hubspot_sync.store_timeout' => '10s');
 my $server = $scenario->server;
@@ -34,7 +35,8 @@ my $simulator = $scenario->simulator;
 my $node = $server->node;
 $scenario->begin;
 $scenario->play;
-my @contacts = map { $_->{id} } $simulator->objects('contacts', archived => 0);
+my %ids = map { my $type = $_; $type => [ map { $_->{id} } $simulator->objects($type, archived => 0) ] } qw(contacts deals);
+$server->sql('CREATE TABLE met_internal_errors (message text)');
 $simulator->config(latency_ms => 10);
 my $before = $simulator->state->{requests};
 
@@ -71,13 +73,16 @@ my @changes = (
 	sub { q{LOCK TABLE contacts; SELECT 1} },
 	sub { q{ALTER SYSTEM SET hubspot_sync.max_retries = } . int(rand 3) . q{; SELECT pg_reload_conf()} },
 	sub { join '; ', map { ($_, 'SELECT pg_reload_conf()') } map { "ALTER SYSTEM SET hubspot_sync.enabled = $_" } qw(off on) },
-	sub { $simulator->patch('contacts', one_of(@contacts), { phone => '+' . int rand 1e6 }); 'SELECT 1' },
+	sub { $simulator->patch('contacts', one_of(@{ $ids{contacts} }), { phone => '+' . int rand 1e6 }); 'SELECT 1' },
+	sub { $simulator->patch('deals', one_of(@{ $ids{deals} }), { dealname => 'Deal ' . int rand 1e6 }); 'SELECT 1' },
 	sub { $simulator->fault(nth => 1 + int rand 10, action => one_of(qw(reset hang html empty_body))); 'SELECT 1' });
 
-# Rare and heavy ones; what is returned is executed, if it is SQL.
+# Rare and heavy ones; what is returned is executed, if it is SQL. The log goes
+# with the extension, but not what may never be in it.
+my $internal = q{SELECT error_details ->> 'message' FROM sync_logs WHERE error_details ->> 'sqlstate' LIKE 'XX%'};
 my @blows = (
-	sub { 'BEGIN; DROP EXTENSION hubspot_sync CASCADE; CREATE EXTENSION hubspot_sync; COMMIT' },
-	sub { 'DROP EXTENSION hubspot_sync CASCADE; CREATE EXTENSION hubspot_sync' },
+	sub { "INSERT INTO met_internal_errors $internal; BEGIN; DROP EXTENSION hubspot_sync CASCADE; CREATE EXTENSION hubspot_sync; COMMIT" },
+	sub { "INSERT INTO met_internal_errors $internal; DROP EXTENSION hubspot_sync CASCADE; CREATE EXTENSION hubspot_sync" },
 	sub { restart('fast') },
 	sub { restart('immediate') },
 	sub { kill_worker() });
@@ -181,13 +186,15 @@ my %seen;
 $seen{ s/[0-9"].*//r }++ foreach @failures;
 note("$seen{$_} runs: $_") foreach sort { $seen{$b} <=> $seen{$a} } keys %seen;
 
-my @errors = grep { !is_expected($_) } split /\n/,
-  $server->sql(q{SELECT error_details ->> 'message' FROM sync_logs WHERE error_details ->> 'sqlstate' LIKE 'XX%'});
+my @errors = grep { !is_expected($_) } split /\n/, $server->sql("$internal UNION ALL SELECT message FROM met_internal_errors");
 is(join("\n", @errors), '', 'no run ended with an internal error');
+my @logged = grep { !is_expected($_) } $log =~ /\] XX\w{3} (?:ERROR|FATAL|LOG|WARNING): .*/g;
+is(join("\n", @logged), '', '... and none is in the log');
 
 $scenario->forget;
 $server->sql(q{UPDATE sync_types SET enabled = true, properties = '{}', property_set = CASE sync_type WHEN 'deals' THEN 'all' ELSE 'mapped' END});
 $scenario->heal;
+is(join("\n", row_differences($scenario)), '', 'the next runs bring every row to the truth');
 $server->run_sync('contacts', 'full');
 $server->run_sync('progress', 'full');
 $server->run_sync('contacts');
