@@ -230,6 +230,7 @@ missing_packages() {
             missing_program clang-tidy clang-tidy
             missing_program cppcheck cppcheck
             missing_program shellcheck shellcheck
+            missing_program node nodejs
             "$python" -c 'import yaml' 2>/dev/null || echo python3-yaml
             ;;
         memory)
