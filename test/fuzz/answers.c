@@ -1,9 +1,9 @@
 /*
- * links: json.c
- *
  * Whatever an endpoint answers, api.c makes of it records, another attempt or
  * an error; an answer that passes has what the caller will read, and no
  * message of an error or at any level of the log has the token.
+ *
+ * links: json.c
  */
 #include "answer.h"
 

@@ -1,9 +1,9 @@
 /*
- * links: json.c
- *
  * Whatever headers an answer has, http.c keeps of them what is printable and
  * in range, and no pause that api.c makes of Retry-After is negative, endless
  * or longer than the longest.
+ *
+ * links: json.c
  */
 #include "answer.h"
 

@@ -1,10 +1,10 @@
 /*
- * links: json.c
- *
  * Whatever a document says, json.c parses it or refuses it: it accepts all
  * JSON that PostgreSQL accepts and jsonb could hold, every text it hands out
  * can be stored, what it writes is JSON that reads the same again, and so is
  * the jsonb it makes.
+ *
+ * links: json.c
  */
 #include "server.h"
 
@@ -125,6 +125,26 @@ write_and_read(const HsJson *root)
 	REQUIRE(strcmp(written(again.root), text) == 0);
 }
 
+/* Whether two documents say the same, whatever the order of members. */
+static bool
+is_same(const HsJson *a, const HsJson *b)
+{
+	const char **names;
+	int			n = hs_json_names(a, &names);
+	bool		same = hs_json_type(a) == hs_json_type(b) &&
+		hs_json_length(a) == hs_json_length(b) &&
+		n == hs_json_names(b, &names);
+
+	for (int i = 0; same && i < n; i++)
+		same = hs_json_has(a, names[i]) &&
+			is_same(hs_json_member(a, names[i]), hs_json_member(b, names[i]));
+	for (int i = 0; same && i < hs_json_length(a); i++)
+		same = is_same(hs_json_element(a, i), hs_json_element(b, i));
+	if (!same || hs_json_text(a) == NULL)
+		return same;
+	return strcmp(hs_json_text(a), hs_json_text(b)) == 0;
+}
+
 /* The stand-in for jsonb is its text. */
 static const char *
 as_jsonb(const HsJson *object, bool with_nulls, HsJsonOrder *order)
@@ -133,8 +153,8 @@ as_jsonb(const HsJson *object, bool with_nulls, HsJsonOrder *order)
 }
 
 /*
- * The jsonb made is valid, whichever object was there before, and the same as
- * that of what is written as text.
+ * The jsonb made is valid, whichever object was there before, says what the
+ * object does, and is the same as that of what is written as text.
  */
 static void
 make_jsonb(const HsJson *root)
@@ -152,6 +172,7 @@ make_jsonb(const HsJson *root)
 		const char **names;
 		int			n = hs_json_names(root, &names);
 
+		REQUIRE(is_same(hs_json_parse(text, strlen(text)).root, again));
 		for (int i = 0; i < n; i++)
 			(void) as_jsonb(hs_json_member(root, names[i]), i % 2 == 0, order);
 	}

@@ -1,9 +1,9 @@
 /*
- * links: json.c filter.c
- *
  * Whatever somebody writes as a property's name, a filter or a cursor, it
  * stays one name: in a URL nothing of it means anything else, in a body it is
  * one JSON string, and a filter and its negation never both keep a record.
+ *
+ * links: json.c filter.c
  */
 #include "answer.h"
 

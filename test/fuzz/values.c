@@ -1,9 +1,9 @@
 /*
- * links: json.c filter.c
- *
  * Whatever a record says, mapping.c makes values of it that PostgreSQL can
  * hold, takes none that its column's type would read as something else, and
  * accepts no id that has two spellings.
+ *
+ * links: json.c filter.c
  */
 #include "server.h"
 
