@@ -218,7 +218,7 @@ sub wait_until_hanging
 # The ordinary push
 # ---------------------------------------------------------------------------
 
-subtest 'the first push of all, and what follows it' => sub {
+subtest 'the first push of all' => sub {
 	fresh(STUDENTS);
 	$server->sql('CREATE TABLE before AS SELECT * FROM sim_contacts');
 	my $contacts = () = $sim->objects_text('contacts') =~ /\n/g;
@@ -249,13 +249,15 @@ subtest 'the first push of all, and what follows it' => sub {
 	my ($latest) = $server->sql_json(q{SELECT * FROM get_latest_sync_status() WHERE sync_type = 'progress'});
 	is($latest->{status}, 'success', 'get_latest_sync_status() shows it');
 	is($latest->{records_processed}, STUDENTS, '... with its students');
+};
 
+subtest 'then what has changed is sent, once, and nothing else' => sub {
 	push_ends('success', 'unchanged');
 	sent_is('nothing changed');
 	is(scalar $sim->journal, 0, '... no request at all');
 
 	$server->sql(SEEN . q{'s007'});
-	$log = push_ends('success', 'one changed');
+	my $log = push_ends('success', 'one changed');
 	sent_is('one changed', updates => '1 1');
 	is($log->{records_changed}, 1, '... which the run counts');
 	is($log->{records_unchanged}, STUDENTS - 1, '... beside those that have not');
@@ -280,7 +282,9 @@ subtest 'the first push of all, and what follows it' => sub {
 	$log = push_ends('success', 'full', 'full');
 	is($log->{mode}, 'full', '... in that mode');
 	sent_is('mode full sends everything again', updates => '3 ' . STUDENTS);
+};
 
+subtest '... and a level that appears, until it is gone' => sub {
 	$server->sql(<<~'SQL');
 		CREATE TABLE b2_progress (user_id text, unit_id int, status text, accuracy_percentage numeric);
 		CREATE TABLE b2_milestones (user_id text, unit_id int);
