@@ -121,9 +121,11 @@ hs_descent_turn(HsDescent *descent, int64 low, HsRecordPage *page)
 	page->provisional = true;
 	page->results = hs_json_member(root, "results");
 	hs_store_read(descent->store, page);
-	if (!is_descending(descent, page))
+	if (page->has_nameless || !is_descending(descent, page))
 	{
-		hs_descent_abandon(descent, "what it brought was not in the order of ids");
+		hs_descent_abandon(descent, page->has_nameless
+						   ? "it brought records without a usable id"
+						   : "what it brought was not in the order of ids");
 		return false;
 	}
 	if (page->nids > 0)

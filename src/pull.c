@@ -1042,21 +1042,31 @@ start_next(Pull *pull)
 }
 
 /*
+ * Has the next run look again for what a search did not bring: the watermark
+ * stays; after a load, where there is none yet, it moves to where the search
+ * began.
+ */
+static void
+keep_watermark(Pull *pull, const char *remark)
+{
+	if (pull->phase == PHASE_CHANGES)
+		pull->t0 = pull->since + hs_overlap * USECS_PER_SEC;
+	else
+		pull->incomplete = true;
+	pull->run->remark = remark;
+}
+
+/*
  * Ends a search whose index announces records that it does not bring: they
  * may just have been deleted or merged.  What they are shows when the next
- * run looks again, so the watermark stays; after a load, where there is none
- * yet, it moves to where the search began.
+ * run looks again.
  */
 static HsApiCall *
 end_early(Pull *pull)
 {
 	HsRecordPage nothing = {0};
 
-	if (pull->phase == PHASE_CHANGES)
-		pull->t0 = pull->since + hs_overlap * USECS_PER_SEC;
-	else
-		pull->incomplete = true;
-	pull->run->remark = "HubSpot's search announced more records than it brought; the next run looks for them again";
+	keep_watermark(pull, "HubSpot's search announced more records than it brought; the next run looks for them again");
 	next_phase(pull);
 	hs_store_read(&pull->store, &nothing);
 	hs_store_save(&pull->store, &nothing, checkpoint_text(pull));
@@ -1148,6 +1158,8 @@ turn_page(Pull *pull, HsApiCall *call)
 		hs_store_read_ids(&pull->store, &page);
 	else
 		hs_store_read(&pull->store, &page);
+	if (page.has_nameless && !listing)
+		keep_watermark(pull, "HubSpot's search brought records without a usable id; the next run looks for them again");
 	more = listing ? advance_list(pull, root) : advance_search(pull, root);
 	note_range(pull, &page, &range, more);
 	more = help_list(pull, more);

@@ -201,6 +201,7 @@ add_letter(HsRecordPage *page, const HsRecord *record, const char *category,
 static void
 reject_record(HsRecordPage *page, const HsRecord *record, const char *problem)
 {
+	page->has_nameless = true;
 	add_letter(page, record, problem, NULL,
 			   record->id == NULL || record->id[0] == '\0'
 			   ? "the record has no id" : "the record's id is not a number");

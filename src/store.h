@@ -62,6 +62,7 @@ typedef struct HsRecordPage
 	const char **survivors;		/* into them */
 	int			nmerged;
 	List	   *letters;		/* of HsDeadLetter * */
+	bool		has_nameless;	/* records without a usable id */
 	int			received;
 	int			changed;
 	int			archived;

@@ -196,6 +196,25 @@ subtest 'a search page without a single id' => sub {
 	cmp_ok(scalar $sim->requests(path => $search), '<=', 2, '... is not asked for for ever');
 };
 
+subtest 'a change whose record comes without its id' => sub {
+	fresh();
+	run_ends('success', 'before', 'contacts', 'full');
+	my $watermark = watermark();
+	$sim->config(clock_offset_ms => HOUR_MS);
+	my ($first, $second) = ids();
+	$sim->patch('contacts', $_, { lastname => 'Changed' }) foreach $first, $second;
+	$sim->fault(path => $search, action => { kind => 'edit', remove => ['results.0.id'] });
+	my $log = run_ends('partial', 'one without an id', 'contacts', 'incremental');
+	like($log->{error_details}{remark}, qr/without a usable id/, '... says so');
+	is(watermark(), $watermark, '... moves no watermark');
+	isnt(contact($first, 'last_name'), 'Changed', '... misses its change');
+	is(contact($second, 'last_name'), 'Changed', '... and stores the other');
+	$sim->config(clock_offset_ms => 2 * HOUR_MS);
+	run_ends('success', 'the next one', 'contacts', 'incremental');
+	is(contact($first, 'last_name'), 'Changed', '... finds it');
+	cmp_ok(watermark(), '>', $watermark, '... and moves the watermark');
+};
+
 subtest 'search results in another order' => sub {
 	fresh();
 	run_ends('success', 'before', 'contacts', 'full');

@@ -293,6 +293,7 @@ subtest 'searches that do not help' => sub {
 		'are to wait for an hour' => { action => { kind => 'status', status => 477, headers => { 'Retry-After' => '3600' } } },
 		'are to wait for minutes' => { action => { kind => 'status', status => 503, headers => { 'Retry-After' => '300' } } },
 		'bring what was not asked for' => { action => { kind => 'replace_page', results => [ { id => '1', properties => {} } ] } },
+		'bring what has no id' => { action => { kind => 'edit', remove => ['results.5.id'] } },
 		'are not in order' => { action => { kind => 'replace_page',
 				results => [ map { { id => $_, properties => {} } } '700', '900' ] } });
 
