@@ -83,8 +83,8 @@ without faults.
 =item heal_in_a_week()
 
 What was archived or deleted during the pause of a full run that was continued
-is found by the next full one. Makes it, and returns whether there was such a
-pause.
+is found by the next full one, and only that knows that records without an id
+come no more. Makes it, and returns whether there was anything of that.
 
 =item attempt($play, $cleanup)
 
@@ -313,10 +313,19 @@ sub _continued
 sub heal_in_a_week
 {
 	my ($self) = @_;
-	my @types = $self->_continued('full') or return 0;
+	my @types = ($self->_continued('full'), $self->_nameless) or return 0;
 	$self->_execute("UPDATE sync_state SET last_full_at = last_full_at - interval '8 days'");
 	$self->_sync(@types);
 	return 1;
+}
+
+# Types that were sent records without a usable id: only a full run can know
+# that there are none any more.
+sub _nameless
+{
+	my ($self) = @_;
+	return split /\n/, $self->{server}->sql(
+		q{SELECT DISTINCT sync_type FROM sync_errors WHERE resolved_at IS NULL AND category IN ('no_id', 'invalid_id')});
 }
 
 # Sets how full runs of records read.
