@@ -36,3 +36,14 @@ BEGIN
         FROM %s r', history) INTO digest;
     RETURN digest;
 END $$;
+
+-- Waits while a run of hubspot_sync is in one of these states. Each look is a
+-- transaction of its own: one that lasted would keep the versions of the run's
+-- row, which is written with every page, from being cleaned up.
+CREATE PROCEDURE bench_await(run uuid, states text[]) LANGUAGE plpgsql AS $$
+BEGIN
+    WHILE (SELECT status = ANY (states) FROM sync_runs WHERE id = run) LOOP
+        COMMIT;
+        PERFORM pg_sleep(0.005);
+    END LOOP;
+END $$;

@@ -15,7 +15,7 @@ import sys
 import time
 from typing import Any
 
-from watch import append, control, sql
+from watch import LIMIT_SECONDS, append, control, sql
 
 LIMIT_PER_SECOND = 190 / 10
 STARTED_SECONDS = 3
@@ -32,7 +32,10 @@ def trigger(*types: str) -> list[str]:
 def wait_for(ids: list[str]) -> None:
     """Until all of the runs have ended well."""
     among = "(" + ", ".join(f"'{run_id}'" for run_id in ids) + ")"
+    deadline = time.monotonic() + LIMIT_SECONDS
     while sql(f"SELECT count(*) FROM sync_logs WHERE id IN {among} AND status IN ('pending', 'running')") != "0":
+        if time.monotonic() > deadline:
+            sys.exit(f"together.py: no end after {LIMIT_SECONDS:.0f} s")
         time.sleep(POLL_SECONDS)
     bad = sql(f"SELECT sync_type, status, error_details FROM sync_logs WHERE id IN {among} AND status <> 'success'")
     if bad:

@@ -6,8 +6,9 @@
 
 CONDITIONS is `name=value,name=value`, taken over into the line. A client says "backend PID" and "done RECORDS" on
 its standard output and leaves when its standard input ends; its figures are those of its process and its backend
-together. A worker's end is noted from its log entry; it lingers for half a second after that, in which its last
-figures are read. SIMULATOR_URL, SIMULATOR_PID and PSQL are in the environment, and libpq's variables.
+together. A worker is requested by psql, which looks every 5 ms whether everybody can see its end; the time is that
+from psql's start until it says so, as for a client. A worker whose log claims less, or that goes on writing after its
+end, is no measurement. SIMULATOR_URL, SIMULATOR_PID and PSQL are in the environment, and libpq's variables.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 COLUMNS = [
@@ -28,12 +31,31 @@ COLUMNS = [
     "seconds", "records", "cpu_seconds", "rss_kb", "wal_bytes", "requests", "refused", "simulator_share", "limit_share",
 ]  # fmt: skip
 LOOK_SECONDS = 0.02
+LIMIT_SECONDS = 3 * 3600.0  # what takes longer hangs; 100,000 PATCHes under HubSpot's limits take 90 minutes
 TICKS = os.sysconf("SC_CLK_TCK")
+
+PSQL = ["-XAtq", "-v", "ON_ERROR_STOP=1"]
+# A run of hubspot_sync as somebody outside sees it; bench/tables.sql has bench_await().
+FOLLOW = """\
+SELECT trigger_hubspot_sync('{0}', '{1}') AS run \\gset
+SELECT 'run ' || :'run';
+CALL bench_await(:'run', '{{pending}}');
+SELECT 'worker ' || coalesce(worker_pid, 0) FROM sync_runs WHERE id = :'run';
+CALL bench_await(:'run', '{{pending,running}}');
+SELECT 'done ' || pg_current_wal_insert_lsn();
+"""
+# How much shorter than the stopwatch a worker's log may be, for psql has to start and to look.
+CLAIM_SHARE, CLAIM_SECONDS = 0.05, 0.3
+WAL_AFTER_END = 64 << 10
 
 
 def sql(query: str) -> str:
     """What psql prints."""
-    done = subprocess.run([os.environ["PSQL"], "-XAtq", "-v", "ON_ERROR_STOP=1", "-c", query], capture_output=True, text=True)
+    command = [os.environ["PSQL"], *PSQL, "-c", query]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS)
+    except subprocess.TimeoutExpired:
+        sys.exit(f"watch.py: {query}: no end after {LIMIT_SECONDS:.0f} s")
     if done.returncode:
         sys.exit(f"watch.py: {query}: {done.stderr}")
     return done.stdout.strip()
@@ -42,7 +64,7 @@ def sql(query: str) -> str:
 def control(method: str, path: str) -> Any:
     """The simulator's control API."""
     request = urllib.request.Request(f"{os.environ['SIMULATOR_URL']}/_control/{path}", method=method)
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request) as answer:
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=LIMIT_SECONDS) as answer:
         return json.load(answer)
 
 
@@ -106,52 +128,93 @@ class Watch(threading.Thread):
 Figures = dict[str, Any]
 
 
+def kill(program: subprocess.Popen[str]) -> None:
+    """End a program and what it has started."""
+    with suppress(ProcessLookupError):
+        os.killpg(program.pid, signal.SIGKILL)
+
+
+@contextmanager
+def started(command: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """A program between two pipes. It leaves when its input ends; all of it is killed if that takes too long."""
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as program:
+        assert program.stdin is not None
+        limit = threading.Timer(LIMIT_SECONDS, kill, (program,))
+        limit.daemon = True
+        limit.start()
+        try:
+            yield program
+            program.stdin.close()
+            program.wait()
+        except BaseException:
+            kill(program)
+            raise
+        finally:
+            limit.cancel()
+
+
+def said(program: subprocess.Popen[str], word: str) -> str:
+    """What follows a word, which is what the program has to say next."""
+    assert program.stdout is not None
+    line = program.stdout.readline()
+    if not line.startswith(f"{word} "):
+        sys.exit(f"watch.py: {program.args}: no {word!r} but {line!r}, at the latest after {LIMIT_SECONDS:.0f} s")
+    return line.split()[1]
+
+
 def run_client(command: list[str]) -> Figures:
     """A client from its start to its "done"."""
     start = time.monotonic()
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as client:
+    with started(command) as client:
         backend = said(client, "backend")
-        watch = Watch(client.pid, backend)
+        watch = Watch(client.pid, int(backend))
         records = said(client, "done")
         seconds = time.monotonic() - start
         watch.stop()
     return {"seconds": seconds, "records": records, "cpu_seconds": watch.cpu_seconds, "rss_kb": watch.rss_kb}
 
 
-def said(client: subprocess.Popen[str], word: str) -> int:
-    """The number after a word, which is what the client has to say next."""
-    assert client.stdin is not None and client.stdout is not None
-    line = client.stdout.readline()
-    if not line.startswith(f"{word} "):
-        client.stdin.close()
-        client.wait()
-        sys.exit(f"watch.py: {client.args}: no {word!r} but {line!r}")
-    return int(line.split()[1])
-
-
 def run_worker(sync_type: str, mode: str) -> Figures:
-    """A run of hubspot_sync from its request to the end that its log entry states."""
-    run_id = sql(f"SELECT trigger_hubspot_sync('{sync_type}', '{mode}')")
-    pid = wait_for(lambda: sql(f"SELECT worker_pid FROM sync_runs WHERE id = '{run_id}'"))
-    watch = Watch(int(pid))
-    watch.join()
-    status, records, seconds = sql(
-        "SELECT status, records_processed, extract(epoch FROM completed_at - created_at)"
+    """A run of hubspot_sync from the start of the psql that requests it until that sees its end."""
+    start = time.monotonic()
+    with started([os.environ["PSQL"], *PSQL]) as psql:
+        assert psql.stdin is not None
+        psql.stdin.write(FOLLOW.format(sync_type, mode))
+        psql.stdin.flush()
+        run_id = said(psql, "run")
+        watch = Watch(int(said(psql, "worker")))
+        lsn = said(psql, "done")
+        seconds = time.monotonic() - start
+    check_end(watch, lsn)
+    return {
+        "seconds": seconds, "records": checked_records(run_id, seconds), "cpu_seconds": watch.cpu_seconds,
+        "rss_kb": watch.rss_kb,
+    }  # fmt: skip
+
+
+def check_end(watch: Watch, lsn: str) -> None:
+    """A worker has to be gone soon after its end, and to have written nothing more."""
+    watch.join(LIMIT_SECONDS)
+    if watch.is_alive():
+        sys.exit("watch.py: the worker has not gone after its end")
+    written = int(sql(f"SELECT pg_current_wal_insert_lsn() - '{lsn}'"))
+    if written > WAL_AFTER_END:
+        sys.exit(f"watch.py: the worker has gone on writing after its end: {written} bytes of WAL; its time means nothing")
+
+
+def checked_records(run_id: str, seconds: float) -> int:
+    """What a log entry counts, if the run has succeeded and its log does not claim less time than it took."""
+    status, records, logged, details = sql(
+        "SELECT status, records_processed, extract(epoch FROM completed_at - created_at), error_details"
         f" FROM sync_logs WHERE id = '{run_id}'"
-    ).split("|")
+    ).split("|", 3)
     if status != "success":
-        sys.exit(f"watch.py: the run of {sync_type} ended {status}: " + sql(f"SELECT error_details FROM sync_logs WHERE id = '{run_id}'"))
-    return {"seconds": float(seconds), "records": int(records), "cpu_seconds": watch.cpu_seconds, "rss_kb": watch.rss_kb}
-
-
-def wait_for(look: Callable[[], str]) -> str:
-    """What a look brings once it brings anything."""
-    deadline = time.monotonic() + 30
-    while not (found := look()):
-        if time.monotonic() > deadline:
-            sys.exit("watch.py: the run does not start")
-        time.sleep(LOOK_SECONDS)
-    return found
+        sys.exit(f"watch.py: the run ended {status}: {details}")
+    if float(logged) < seconds * (1 - CLAIM_SHARE) - CLAIM_SECONDS:
+        sys.exit(f"watch.py: the run's log claims {logged} s, but it took {seconds:.3f} s")
+    return int(records)
 
 
 def measured(run: Callable[[], Figures]) -> Figures:
