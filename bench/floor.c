@@ -425,7 +425,27 @@ load(const char *names)
 	run("COMMIT");
 }
 
-/* Reads into a temporary table and writes what differs by one statement. */
+/* Ends and begins ownerships where a contact's owner has changed. */
+static void
+merge_owners(void)
+{
+	run("CREATE TEMP TABLE moved ON COMMIT DROP AS"
+		" SELECT i.connection_id, i.hubspot_contact_id, i.owner_id, i.hubspot_updated_at FROM incoming i"
+		" LEFT JOIN contact_owner_history h ON h.connection_id = i.connection_id"
+		"  AND h.hubspot_contact_id = i.hubspot_contact_id AND h.valid_to IS NULL"
+		" WHERE nullif(i.owner_id, '') IS DISTINCT FROM h.owner_id");
+	run("UPDATE contact_owner_history h SET valid_to ="
+		"  greatest(m.hubspot_updated_at, h.valid_from + interval '1 microsecond')"
+		" FROM moved m WHERE h.valid_to IS NULL AND h.connection_id = m.connection_id"
+		"  AND h.hubspot_contact_id = m.hubspot_contact_id");
+	run("INSERT INTO contact_owner_history (connection_id, hubspot_contact_id, owner_id, valid_from)"
+		" SELECT connection_id, hubspot_contact_id, owner_id, hubspot_updated_at FROM moved WHERE owner_id <> ''");
+}
+
+/*
+ * Reads into a temporary table and writes what differs: contacts by one
+ * statement, their owners by three.
+ */
 static void
 merge(const char *names, const char *since)
 {
@@ -453,6 +473,7 @@ merge(const char *names, const char *since)
 		" (excluded.email, excluded.first_name, excluded.last_name, excluded.phone, excluded.owner_id,"
 		"  excluded.lifecycle_stage, excluded.status, excluded.created_at, excluded.properties,"
 		"  excluded.archived, excluded.hubspot_updated_at, excluded.updated_at, excluded.synced_at)");
+	merge_owners();
 	run("COMMIT");
 }
 

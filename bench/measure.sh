@@ -189,12 +189,13 @@ compare() {
         die "contacts of $1 are not as many as HubSpot's: $found; its time means nothing"
 }
 
-# The simulator's own records in the table hubspot.
+# The simulator's own records in the table hubspot: what its control API says,
+# one a line.
 load_hubspot() {
-    control GET objects/contacts '' >"$work/contacts.jsonl"
+    control GET "$1" >"$work/records.jsonl"
     sql -c 'DROP TABLE IF EXISTS hubspot' -c 'CREATE UNLOGGED TABLE hubspot (record jsonb)' \
-        -c "\\copy hubspot FROM '$work/contacts.jsonl' (FORMAT csv, QUOTE e'\\x01', DELIMITER e'\\x02')" 2>"$work/notices"
-    rm -f "$work/contacts.jsonl"
+        -c "\\copy hubspot FROM '$work/records.jsonl' (FORMAT csv, QUOTE e'\\x01', DELIMITER e'\\x02')" 2>"$work/notices"
+    rm -f "$work/records.jsonl"
 }
 
 # The truth is what floor's program has fetched; where there are few enough of
@@ -203,11 +204,11 @@ max_checked=5000
 check_truth() {
     local wrong
     [ "$(state objects contacts live)" -le "$max_checked" ] || return 0
-    load_hubspot
+    load_hubspot 'objects/contacts?archived=false'
     wrong="$(sql -At -v "names=$names" <<-'SQL'
 	SELECT count(*) FROM truth.contacts t
-	FULL JOIN (SELECT record ->> 'id' AS id, record, record -> 'properties' AS p FROM hubspot
-	    WHERE NOT (record -> 'archived')::boolean) h ON h.id = t.hubspot_contact_id
+	FULL JOIN (SELECT record ->> 'id' AS id, record, record -> 'properties' AS p FROM hubspot) h
+	    ON h.id = t.hubspot_contact_id
 	WHERE t.hubspot_contact_id IS NULL OR h.id IS NULL
 	    OR (t.email, t.first_name, t.last_name, t.phone, t.owner_id) IS DISTINCT FROM
 	        (p ->> 'email', p ->> 'firstname', p ->> 'lastname', p ->> 'phone', p ->> 'hubspot_owner_id')
@@ -219,10 +220,58 @@ check_truth() {
     [ "$wrong" = 0 ] || die "$wrong contacts of the truth are not the simulator's; a comparison with it means nothing"
 }
 
+# Who owned a contact when, for rows that write it down.
 compare_history() {
+    keeps_history "$1" || return 0
     [ "$(sql -At -c "SELECT bench_history_digest('$(schema_of "$1").contact_owner_history')")" = \
         "$(sql -At -c "SELECT bench_history_digest('truth.contact_owner_history')")" ] ||
         die "the history of owners of $1 differs; its time means nothing"
+}
+
+# Of some contacts that have changed hubspot_sync asks for the history that
+# HubSpot has itself. So each contact's has to be the truth's or HubSpot's.
+compare_followed() {
+    local wrong
+    wrong="$(sql -At -c "SELECT count(*) FROM bench_pasts('contact_owner_history') f
+        FULL JOIN bench_pasts('truth.contact_owner_history') t USING (id) FULL JOIN bench_pasts('told') h USING (id)
+        WHERE f.past IS DISTINCT FROM t.past AND f.past IS DISTINCT FROM h.past")"
+    [ "$wrong" = 0 ] || die "the history of owners of $wrong contacts differs; the time of $1 means nothing"
+}
+
+# HubSpot's own history of owners in the table told.
+load_told() {
+    load_hubspot history/contacts/hubspot_owner_id
+    sql 2>"$work/notices" <<-'SQL'
+	DROP TABLE IF EXISTS told;
+	CREATE UNLOGGED TABLE told AS SELECT * FROM (
+	    SELECT record ->> 'id' AS hubspot_contact_id, value ->> 'value' AS owner_id, at AS valid_from,
+	        lead(at) OVER (PARTITION BY record ->> 'id' ORDER BY at) AS valid_to
+	    FROM hubspot, jsonb_array_elements(record -> 'history') AS value,
+	        to_timestamp((value ->> 'timestamp')::float8 / 1000) AS at) v
+	WHERE owner_id <> '';
+	SQL
+}
+
+# Whether a table has HubSpot's live records of a type, with the properties
+# asked for; of owners the record itself is compared.
+compare_loaded() {
+    local type=$1 table=$2 key=$3 wrong
+    load_hubspot "objects/$type?archived=false"
+    wrong="$(sql -At -v "type=$type" -v "table=$table" -v "key=$key" <<-'SQL'
+	WITH asked AS (
+	    SELECT property AS name FROM sync_fields WHERE sync_type = :'type' AND property IS NOT NULL
+	    UNION SELECT unnest(properties) FROM sync_types WHERE sync_type = :'type'
+	), loaded AS (
+	    SELECT to_jsonb(t) ->> :'key' AS id, t.properties FROM :"table" t
+	    WHERE (to_jsonb(t) ->> 'archived') IS DISTINCT FROM 'true'
+	)
+	SELECT count(*) FROM loaded l
+	FULL JOIN (SELECT record ->> 'id' AS id, coalesce(record -> 'properties', record) AS p FROM hubspot) h USING (id)
+	WHERE l.id IS NULL OR h.id IS NULL
+	    OR EXISTS (SELECT FROM asked WHERE l.properties -> name IS DISTINCT FROM coalesce(h.p -> name, 'null'))
+	SQL
+    )"
+    [ "$wrong" = 0 ] || die "$wrong $type are not the simulator's; the figures of their load mean nothing"
 }
 
 # Has all rows hold all contacts with so many properties. It also makes the
@@ -238,6 +287,7 @@ load_all() {
         pull_unmeasured "$row" load
         [ "$row" != truth ] || check_truth
         compare "$row"
+        compare_history "$row"
     done
     sql -c 'VACUUM ANALYZE'
     loaded=$1

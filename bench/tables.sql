@@ -37,6 +37,14 @@ BEGIN
     RETURN digest;
 END $$;
 
+-- Each contact's owners, from when till when, as one text.
+CREATE FUNCTION bench_pasts(history regclass) RETURNS TABLE (id text, past text) LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN QUERY EXECUTE format('SELECT hubspot_contact_id,
+        string_agg(concat_ws('' '', owner_id, valid_from, valid_to), '', '' ORDER BY valid_from)
+        FROM %s GROUP BY 1', history);
+END $$;
+
 -- Waits while a run of hubspot_sync is in one of these states. Each look is a
 -- transaction of its own: one that lasted would keep the versions of the run's
 -- row, which is written with every page, from being cleaned up.
