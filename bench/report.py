@@ -22,6 +22,7 @@ FLOOR = "floor"
 IN_DATABASE = "in_database"
 OURS = "hubspot_sync"
 DIY = "diy"
+WORKERS = (OURS, "list", "list_and_search")  # rows that are hubspot_sync
 
 Case = tuple[str, ...]  # of CONDITIONS
 Row = dict[str, float]  # medians by column
@@ -53,6 +54,7 @@ def medians(runs: list[dict[str, str]]) -> Row:
             values = [float(run[name]) for run in runs if run[name]]
             if values:
                 row[name] = median(values)
+                row[f"greatest {name}"] = max(values)
     return row
 
 
@@ -127,7 +129,7 @@ Found = tuple[str, "float | None", str, float]  # what, value (None: not measure
 EVERY_TARGET = (
     "times the faster of floor and in_database", "times as fast as do-it-yourself", "CPU ms for 1,000 records",
     "kB of WAL beyond half a kB a page", "requests", "contacts a second", "% of the account's limit", "answers 429",
-    "% of the requests", "seconds", "MB of RssAnon", "MB of growth from the fewest to the most",
+    "% of the requests", "seconds", "MB of RssAnon in any run", "MB of growth from the fewest to the most",
 )  # fmt: skip
 
 
@@ -155,7 +157,7 @@ def targets(case: Case, rows: dict[str, Row]) -> Iterable[Found]:
     if work == "incremental" and named["changes"] == "0":
         yield "requests", ours["requests"], "<=", 2
     if work == "memory":
-        yield "MB of RssAnon", ours["rss_kb"] / 1024, "<=", 64
+        yield "MB of RssAnon in any run", ours["rss_kb"] / 1024, "<=", 64
     if work == "saturation":
         yield "% of the account's limit", 100 * ours["limit_share"], ">=", 95
         yield "answers 429", ours["refused"], "<=", 0
@@ -165,11 +167,18 @@ def targets(case: Case, rows: dict[str, Row]) -> Iterable[Found]:
         yield "seconds", ours["seconds"], "<=", 5
 
 
-def flatness(cases: dict[Case, dict[str, Row]]) -> Iterable[Found]:
-    """How much memory grows with the number of records."""
-    memory = [rows[OURS]["rss_kb"] for case, rows in cases.items() if case[0] == "memory" and OURS in rows]
-    if len(memory) > 1:
-        yield "MB of growth from the fewest to the most", (max(memory) - min(memory)) / 1024, "<=", 4
+def targets_of_memory(cases: dict[Case, dict[str, Row]]) -> Iterable[tuple[str, Found]]:
+    """The most that any run needs, and how much that grows with the number of records."""
+    peaks = [
+        (row["greatest rss_kb"] / 1024, case)
+        for case, rows in cases.items() for name, row in rows.items() if name in WORKERS and "rss_kb" in row
+    ]  # fmt: skip
+    if peaks:
+        most, where = max(peaks)
+        yield title(where), ("MB of RssAnon in any run", most, "<=", 64)
+    ours = [peak for peak, case in peaks if case[0] == "memory"]
+    if len(ours) > 1:
+        yield "memory", ("MB of growth from the fewest to the most", max(ours) - min(ours), "<=", 4)
 
 
 def is_met(found: Found) -> bool | None:
@@ -193,7 +202,7 @@ def main() -> None:
     cases = read(sys.argv[1])
     print("\n".join(table(cases)), end="\n\n")
     judged = [(title(case), found) for case, rows in cases.items() for found in targets(case, rows)]
-    judged += [("memory", found) for found in flatness(cases)]
+    judged += targets_of_memory(cases)
     assert all(found[0] in EVERY_TARGET for _, found in judged)
     for where, found in judged:
         print(verdict(where, found))
