@@ -5,8 +5,10 @@
 
 A ratio is a row's time divided by floor's. "CPU ms/k" is CPU time for 1,000 records: as many as there are contacts or
 changes, whatever a row says of itself. "sim." is the share of the time in which the simulator computed: near 100 % it
-is the simulator that was measured. Ends with status 3 if a target is
-missed; one that the file says nothing about is named, too.
+is the simulator that was measured. A target that the file says nothing about is named, too.
+
+Ends with status 3 if no target is missed but those that are known to be, and these by no more than their guard, and
+with 4 if any other is. bench/prove_report.py proves that each target can be missed.
 """
 
 from __future__ import annotations
@@ -126,45 +128,64 @@ def table(cases: dict[Case, dict[str, Row]]) -> Iterable[str]:
 
 Found = tuple[str, "float | None", str, float]  # what, value (None: not measured), comparison, bound
 
+TIMES_LEAST = "times the faster of floor and in_database"
+TIMES_DIY = "times as fast as do-it-yourself"
+CPU = "CPU ms for 1,000 records"
+WAL = "kB of WAL beyond half a kB a page"
+REQUESTS = "requests"
+THROUGHPUT = "contacts a second"
+USED = "% of the account's limit"
+REFUSED = "answers 429"
+SHARE = "% of the requests"
+SECONDS = "seconds"
+MEMORY = "MB of RssAnon in any run"
+GROWTH = "MB of growth from the fewest to the most"
 EVERY_TARGET = (
-    "times the faster of floor and in_database", "times as fast as do-it-yourself", "CPU ms for 1,000 records",
-    "kB of WAL beyond half a kB a page", "requests", "contacts a second", "% of the account's limit", "answers 429",
-    "% of the requests", "seconds", "MB of RssAnon in any run", "MB of growth from the fewest to the most",
+    TIMES_LEAST, TIMES_DIY, CPU, WAL, REQUESTS, THROUGHPUT, USED, REFUSED, SHARE, SECONDS, MEMORY, GROWTH,
 )  # fmt: skip
+
+# Targets that docs/performance.md says are missed: beyond its guard one is worse than that.
+KNOWN_MISSES = {CPU: 65.0}
+
+# In a work with fewer contacts its beginning and its end weigh too much.
+ENOUGH = 20_000
 
 
 def targets(case: Case, rows: dict[str, Row]) -> Iterable[Found]:
     """The targets that a case can tell of."""
     named: dict[str, Any] = dict(zip(CONDITIONS, case))
-    ours = rows.get(OURS)
-    work = named["work"]
-    if work == "strategy" and "list_and_search" in rows:
-        yield "contacts a second", per_second(rows["list_and_search"]), ">=", 1800
+    ours, work, enough = rows.get(OURS), named["work"], int(named["contacts"]) >= ENOUGH
+    if work == "strategy" and "list_and_search" in rows and enough:
+        yield THROUGHPUT, per_second(rows["list_and_search"]), ">=", 1800
     if ours is None:
         return
-    if work == "pull" and named["latency_ms"] == "0" and named["limits"] == "off":
-        if FLOOR in rows and IN_DATABASE in rows:
-            least = min(rows[FLOOR]["seconds"], rows[IN_DATABASE]["seconds"])
-            yield "times the faster of floor and in_database", ours["seconds"] / least, "<=", 2
-        if DIY in rows:
-            yield "times as fast as do-it-yourself", rows[DIY]["seconds"] / ours["seconds"], ">=", 3
-        if named["properties"] == "30":
-            yield "CPU ms for 1,000 records", cpu_per_thousand(ours), "<=", 25
+    if work == "pull" and named["latency_ms"] == "0" and named["limits"] == "off" and enough:
+        yield from targets_of_pull(ours, rows, named["properties"])
     if work == "unchanged":
         # the log entry and its checkpoint, and full-page images of their pages; that no row
         # was written is compared when it is measured
-        yield "kB of WAL beyond half a kB a page", max(ours["wal_bytes"] / 1024 - ours["requests"] / 2, 0), "<=", 128
+        yield WAL, max(ours["wal_bytes"] / 1024 - ours["requests"] / 2, 0), "<=", 128
     if work == "incremental" and named["changes"] == "0":
-        yield "requests", ours["requests"], "<=", 2
-    if work == "memory":
-        yield "MB of RssAnon in any run", ours["rss_kb"] / 1024, "<=", 64
+        yield REQUESTS, ours["requests"], "<=", 2
     if work == "saturation":
-        yield "% of the account's limit", 100 * ours["limit_share"], ">=", 95
-        yield "answers 429", ours["refused"], "<=", 0
+        yield REFUSED, ours["refused"], "<=", 0
+        if enough:
+            yield USED, 100 * ours["limit_share"], ">=", 95
     if work == "fairness: push":
-        yield "% of the requests", 100 * ours["limit_share"], ">=", 25
+        yield SHARE, 100 * ours["limit_share"], ">=", 25
     if work == "fairness: owners":
-        yield "seconds", ours["seconds"], "<=", 5
+        yield SECONDS, ours["seconds"], "<=", 5
+
+
+def targets_of_pull(ours: Row, rows: dict[str, Row], properties: str) -> Iterable[Found]:
+    """Those of a pull that waits for nothing."""
+    if FLOOR in rows and IN_DATABASE in rows:
+        least = min(rows[FLOOR]["seconds"], rows[IN_DATABASE]["seconds"])
+        yield TIMES_LEAST, ours["seconds"] / least, "<=", 2
+    if DIY in rows:
+        yield TIMES_DIY, rows[DIY]["seconds"] / ours["seconds"], ">=", 3
+    if properties == "30":
+        yield CPU, cpu_per_thousand(ours), "<=", 25
 
 
 def targets_of_memory(cases: dict[Case, dict[str, Row]]) -> Iterable[tuple[str, Found]]:
@@ -175,10 +196,10 @@ def targets_of_memory(cases: dict[Case, dict[str, Row]]) -> Iterable[tuple[str, 
     ]  # fmt: skip
     if peaks:
         most, where = max(peaks)
-        yield title(where), ("MB of RssAnon in any run", most, "<=", 64)
+        yield title(where), (MEMORY, most, "<=", 64)
     ours = [peak for peak, case in peaks if case[0] == "memory"]
     if len(ours) > 1:
-        yield "memory", ("MB of growth from the fewest to the most", max(ours) - min(ours), "<=", 4)
+        yield "memory", (GROWTH, max(ours) - min(ours), "<=", 4)
 
 
 def is_met(found: Found) -> bool | None:
@@ -189,12 +210,25 @@ def is_met(found: Found) -> bool | None:
     return value <= bound if comparison == "<=" else value >= bound
 
 
+def is_known(found: Found) -> bool:
+    """Whether a target that is missed is known to be, and no worse."""
+    what, value, _, _ = found
+    return value is not None and value <= KNOWN_MISSES.get(what, float("-inf"))
+
+
 def verdict(where: str, found: Found) -> str:
     """A line about one target."""
     what, value, comparison, bound = found
     if value is None:
         return f"target not measured  {where}: {what}"
-    return f"target {'met   ' if is_met(found) else 'MISSED'}  {where}: {value:,.1f} {what} (target {comparison} {bound:,.0f})"
+    word = "met   " if is_met(found) else "missed (known)" if is_known(found) else "MISSED"
+    return f"target {word}  {where}: {value:,.1f} {what} (target {comparison} {bound:,.0f})"
+
+
+def status(judged: list[Found]) -> int:
+    """What the program's end says of the targets."""
+    missed = [found for found in judged if is_met(found) is False]
+    return 0 if not missed else 3 if all(map(is_known, missed)) else 4
 
 
 def main() -> None:
@@ -209,7 +243,7 @@ def main() -> None:
     for what in EVERY_TARGET:
         if what not in [found[0] for _, found in judged]:
             print(f"target not measured  {what}")
-    sys.exit(3 if any(is_met(found) is False for _, found in judged) else 0)
+    sys.exit(status([found for _, found in judged]))
 
 
 if __name__ == "__main__":
