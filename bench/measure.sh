@@ -88,6 +88,11 @@ measure() {
     printf '  %s: %s s\n' "${conditions//,/, }" "$last_seconds"
 }
 
+# A figure of the last line of the CSV file, by the name of its column.
+last_figure() {
+    "$python" -c 'import csv, sys; print(list(csv.DictReader(open(sys.argv[1])))[-1][sys.argv[2]])' "$csv" "$1"
+}
+
 unmeasured() {
     "$python" "$bench/watch.py" /dev/null work=none "$@" >"$work/unmeasured.out" || die "no end of $*"
 }
