@@ -30,12 +30,13 @@ store = plpy.prepare("""
         archived = excluded.archived, hubspot_updated_at = excluded.hubspot_updated_at,
         updated_at = excluded.updated_at, synced_at = excluded.synced_at
     WHERE c.hubspot_updated_at IS DISTINCT FROM excluded.hubspot_updated_at""", ["text"])
-due = time.monotonic()
+due = time.monotonic() # when the next request may begin
 
 def request(method, path, body=None):
     nonlocal due
-    time.sleep(max(0, due - time.monotonic()))
-    due = time.monotonic() + interval_ms / 1000
+    start = max(due, time.monotonic())
+    due = start + interval_ms / 1000
+    time.sleep(max(0, start - time.monotonic()))
     connection.request(method, path, body, headers)
     answer = connection.getresponse()
     text = answer.read()
@@ -83,8 +84,12 @@ students = list(plpy.execute("""
 note = plpy.prepare("""
     UPDATE in_database.sent s SET properties = r.properties
     FROM unnest($1::integer[], $2::jsonb[]) AS r(user_id, properties) WHERE s.user_id = r.user_id""", ["int[]", "text[]"])
-for start in range(0, len(students), 100):
-    batch = students[start:start + 100]
+due = time.monotonic() # when the next request may begin
+for first in range(0, len(students), 100):
+    batch = students[first:first + 100]
+    start = max(due, time.monotonic())
+    due = start + interval_ms / 1000
+    time.sleep(max(0, start - time.monotonic()))
     inputs = [{"id": row["contact_id"], "properties": json.loads(row["properties"])} for row in batch]
     connection.request("POST", "/crm/objects/2026-09/contacts/batch/update", json.dumps({"inputs": inputs}), headers)
     answer = connection.getresponse()
@@ -92,6 +97,5 @@ for start in range(0, len(students), 100):
     if answer.status != 200 or len(json.loads(text)["results"]) != len(batch):
         plpy.error(f"batch update: {answer.status}")
     plpy.execute(note, [[row["user_id"] for row in batch], [row["properties"] for row in batch]])
-    time.sleep(interval_ms / 1000)
 return len(students)
 $$;
