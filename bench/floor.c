@@ -1,10 +1,9 @@
 /*
  * The floor: what moving the data costs if nothing else is done.
  *
- *	 floor fetch NAMES				downloads all pages of contacts
- *	 floor load NAMES				and copies them into empty tables
- *	 floor merge NAMES [SINCE_MS]	and writes the rows that differ; with a
- *									time only those changed since, by search
+ *	 floor load NAMES				copies all contacts into empty tables
+ *	 floor merge NAMES [SINCE_MS]	writes the rows that differ; with a time
+ *									only those changed since, by search
  *	 floor push						sends students who differ, 100 a request
  *
  * It keeps its connection alive, accepts gzip, parses each page once with
@@ -14,12 +13,12 @@
  *
  * From the environment: HUBSPOT_URL, HUBSPOT_TOKEN, INTERVAL_MS (the least
  * time between two requests) and libpq's variables; PGOPTIONS has a search_path
- * that says which schema's tables are written.  On standard output it says "backend PID" at its beginning
- * and "done RECORDS" when everything is committed, then it waits for the end of
- * its standard input, so that somebody can look at what it has used.
+ * that says which schema's tables are written.  On standard output it says
+ * "backend PID" at its beginning and "done RECORDS" when everything is
+ * committed, then it waits for the end of its standard input, so that somebody
+ * can look at what it has used.
  */
 #include <stdarg.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -294,12 +293,13 @@ static void
 append_contact(Text *rows, struct json_object *record)
 {
 	struct json_object *properties = member(record, "properties");
+	int			flags = JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE;
 
 	append_field(rows, CONNECTION_ID, '\t');
 	append_field(rows, property(record, "id"), '\t');
 	for (size_t i = 0; i < sizeof(mapped) / sizeof(mapped[0]); i++)
 		append_field(rows, property(properties, mapped[i]), '\t');
-	append_field(rows, json_object_to_json_string_ext(properties, JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE), '\t');
+	append_field(rows, json_object_to_json_string_ext(properties, flags), '\t');
 	append_field(rows, "false", '\t');
 	append_field(rows, property(record, "updatedAt"), '\t');
 	append_field(rows, started, '\t');
@@ -321,9 +321,12 @@ append_owner(Text *rows, struct json_object *record)
 	append_field(rows, property(record, "updatedAt"), '\n');
 }
 
-/* Turns a page's records into rows and hands those of contacts to COPY. */
+/*
+ * Turns a page's records into rows and hands those of contacts to COPY; those of
+ * the history are added to `owners`, if there is somebody who wants them.
+ */
 static void
-take_page(struct json_object *root, Text *owners, bool store)
+take_page(struct json_object *root, Text *owners)
 {
 	static Text rows;
 	struct json_object *results = member(root, "results");
@@ -334,18 +337,16 @@ take_page(struct json_object *root, Text *owners, bool store)
 		struct json_object *record = json_object_array_get_idx(results, i);
 
 		records++;
-		if (!store)
-			continue;
 		append_contact(&rows, record);
-		append_owner(owners, record);
+		if (owners != NULL)
+			append_owner(owners, record);
 	}
-	if (store)
-		send_rows(&rows);
+	send_rows(&rows);
 }
 
 /* All contacts, by list; then the recycle bin, which is empty. */
 static void
-read_list(const char *names, Text *owners, bool store)
+read_list(const char *names, Text *owners)
 {
 	char		after[100] = "";
 	Text		path = {0};
@@ -360,7 +361,7 @@ read_list(const char *names, Text *owners, bool store)
 		append_text(&path, names);
 		append_text(&path, after);
 		root = request(path.data, NULL);
-		take_page(root, owners, store);
+		take_page(root, owners);
 		next = property(member(member(root, "paging"), "next"), "after");
 		snprintf(after, sizeof(after), "%s%s", next ? "&after=" : "",
 				 next ? next : "");
@@ -371,7 +372,7 @@ read_list(const char *names, Text *owners, bool store)
 
 /* The contacts changed since a time, by search, each page above the last id. */
 static void
-read_changes(const char *names, const char *since, Text *owners)
+read_changes(const char *names, const char *since)
 {
 	char		last[100] = "0";
 	Text		body = {0};
@@ -391,17 +392,21 @@ read_changes(const char *names, const char *since, Text *owners)
 		struct json_object *results;
 
 		body.len = 0;
-		append_text(&body, "{\"filterGroups\":[{\"filters\":[{\"propertyName\":\"lastmodifieddate\",\"operator\":\"GTE\",\"value\":\"");
+		append_text(&body, "{\"filterGroups\":[{\"filters\":["
+					"{\"propertyName\":\"lastmodifieddate\",\"operator\":\"GTE\",\"value\":\"");
 		append_text(&body, since);
-		append_text(&body, "\"},{\"propertyName\":\"hs_object_id\",\"operator\":\"GT\",\"value\":\"");
+		append_text(&body, "\"},"
+					"{\"propertyName\":\"hs_object_id\",\"operator\":\"GT\",\"value\":\"");
 		append_text(&body, last);
-		append_text(&body, "\"}]}],\"sorts\":[{\"propertyName\":\"hs_object_id\",\"direction\":\"ASCENDING\"}],\"limit\":200,\"properties\":[\"");
+		append_text(&body, "\"}]}],\"limit\":200,"
+					"\"sorts\":[{\"propertyName\":\"hs_object_id\",\"direction\":\"ASCENDING\"}],"
+					"\"properties\":[\"");
 		append_text(&body, quoted.data);
 		append_text(&body, "\"]}");
 		root = request(API "/search", body.data);
 		results = member(root, "results");
 		n = json_object_array_length(results);
-		take_page(root, owners, true);
+		take_page(root, NULL);
 		if (n > 0)
 			snprintf(last, sizeof(last), "%s",
 					 property(json_object_array_get_idx(results, n - 1), "id"));
@@ -416,7 +421,7 @@ load(const char *names)
 
 	run("BEGIN");
 	begin_copy("contacts", column_list);
-	read_list(names, &owners, true);
+	read_list(names, &owners);
 	end_copy();
 	begin_copy("contact_owner_history",
 			   "connection_id, hubspot_contact_id, owner_id, valid_from");
@@ -449,16 +454,14 @@ merge_owners(void)
 static void
 merge(const char *names, const char *since)
 {
-	Text		owners = {0};
-
 	run("BEGIN");
 	run("CREATE TEMP TABLE incoming (LIKE contacts) ON COMMIT DROP");
 	run("ALTER TABLE incoming ALTER properties SET STORAGE EXTERNAL");
 	begin_copy("incoming", column_list);
 	if (since == NULL)
-		read_list(names, &owners, true);
+		read_list(names, NULL);
 	else
-		read_changes(names, since, &owners);
+		read_changes(names, since);
 	end_copy();
 	run("ANALYZE incoming (connection_id, hubspot_contact_id)");
 	run("INSERT INTO contacts SELECT i.* FROM incoming i"
@@ -544,9 +547,7 @@ main(int argc, char **argv)
 	printf("backend %d\n", PQbackendPID(db));
 	fflush(stdout);
 	open_http();
-	if (strcmp(task, "fetch") == 0)
-		read_list(names, NULL, false);
-	else if (strcmp(task, "load") == 0)
+	if (strcmp(task, "load") == 0)
 		load(names);
 	else if (strcmp(task, "merge") == 0)
 		merge(names, argc > 3 ? argv[3] : NULL);

@@ -46,8 +46,8 @@ take_down() {
     rm -rf "$work/data"
 }
 
-# Latency and limits from now on. Where nobody enforces limits, hubspot_sync is
-# told so: it would keep to them.
+# Latency and limits from now on; sets both variables. Where nobody enforces
+# limits, hubspot_sync is told so: it would keep to them.
 latency=0
 limit=off
 conditions() {
@@ -78,9 +78,10 @@ print(value)' "$@"
 
 # --- measuring ---
 
-last_seconds=0
+last_seconds=0 # of the last measurement
 
 # Adds a line to the CSV file: conditions, kind, and what bench/watch.py takes.
+# Sets `last_seconds`.
 measure() {
     local conditions="$1,latency_ms=$latency,limits=$limit"
     shift
@@ -124,7 +125,8 @@ interval_for() {
 
 names='' # of the properties asked for
 
-# Asks for 30 or 300 properties from now on, of which 9 are always asked for.
+# Asks for 30 or 300 properties from now on, of which 9 are always asked for;
+# sets `names`.
 ask_for() {
     local first=email,firstname,lastname,phone,hubspot_owner_id,lifecyclestage,hs_lead_status,createdate
     local more=address,annualrevenue,city,company,country,date_of_birth,hs_analytics_source,hs_email_optout,hs_language
@@ -135,15 +137,18 @@ ask_for() {
     sql -c "UPDATE sync_types SET properties = string_to_array('$names', ',') WHERE sync_type = 'contacts'"
 }
 
-# What runs a row's pull: its kind (load into empty tables, or merge), and for
-# changes since when. A search may be made less often than a list be read.
+# Sets the caller's array `command` to what runs a row's pull: its kind (load
+# into empty tables, or merge), and for changes since when. A search may be made
+# less often than a list be read.
 set_command() {
     local row=$1 kind=$2 since=${3:-}
     INTERVAL_MS="$(interval_for "${since:+search}")"
     export INTERVAL_MS
     case $row in
         truth | floor)
-            command=(client env "PGOPTIONS=-c search_path=$row,public" "$work/floor" "$kind" "$names" ${since:+"$since"}) ;;
+            command=(client env "PGOPTIONS=-c search_path=$row,public" "$work/floor" "$kind" "$names")
+            command+=(${since:+"$since"})
+            ;;
         diy) command=(client node "$work/diy/pull.js" "$names" ${since:+"$since"}) ;;
         in_database) command=(client "$bench/in-database" pull "$names" ${since:+"$since"}) ;;
         *) command=(worker contacts "$([ -n "$since" ] && echo incremental || echo full)") ;;
@@ -203,7 +208,8 @@ compare() {
 load_hubspot() {
     control GET "$1" >"$work/records.jsonl"
     sql -c 'DROP TABLE IF EXISTS hubspot' -c 'CREATE UNLOGGED TABLE hubspot (record jsonb)' \
-        -c "\\copy hubspot FROM '$work/records.jsonl' (FORMAT csv, QUOTE e'\\x01', DELIMITER e'\\x02')" 2>"$work/notices"
+        -c "\\copy hubspot FROM '$work/records.jsonl' (FORMAT csv, QUOTE e'\\x01', DELIMITER e'\\x02')" \
+        2>"$work/notices"
     rm -f "$work/records.jsonl"
 }
 
@@ -283,8 +289,9 @@ compare_loaded() {
     [ "$wrong" = 0 ] || die "$wrong $type are not the simulator's; the figures of their load mean nothing"
 }
 
-# Has all rows hold all contacts with so many properties. It also makes the
-# simulator's pages ready, so that no row meets it making them.
+# Has all rows hold all contacts with so many properties, unless they do; sets
+# `loaded`. It also makes the simulator's pages ready, so that no row meets it
+# making them.
 loaded=''
 load_all() {
     local ms=$latency how=$limit row
