@@ -45,13 +45,18 @@ BEGIN
         FROM %s GROUP BY 1', history);
 END $$;
 
--- Waits while a run of hubspot_sync is in one of these states. Each look is a
--- transaction of its own: one that lasted would keep the versions of the run's
--- row, which is written with every page, from being cleaned up.
+-- Waits while a run of hubspot_sync is in one of these states; once a second it
+-- looks whether its worker is still there. Each look is a transaction of its
+-- own: one that lasted would keep the versions of the run's row, which is written
+-- with every page, from being cleaned up.
 CREATE PROCEDURE bench_await(run uuid, states text[]) LANGUAGE plpgsql AS $$
+DECLARE
+    looks integer := 0;
 BEGIN
     WHILE (SELECT status = ANY (states) FROM sync_runs WHERE id = run) LOOP
         COMMIT;
+        looks := looks + 1;
+        EXIT WHEN looks % 200 = 0 AND EXISTS (SELECT FROM sync_logs WHERE id = run AND status <> ALL (states));
         PERFORM pg_sleep(0.005);
     END LOOP;
 END $$;

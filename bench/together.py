@@ -6,7 +6,7 @@
 
 The share of the limit is that of requests answered between the third second, when all are under way, and the end of
 the first load. A push's share is that of all requests under the limit made while it ran; searches have a limit of
-their own. See watch.py for CONDITIONS and environment.
+their own. Times are those of a stopwatch outside. See watch.py for CONDITIONS and environment.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ import sys
 import time
 from typing import Any
 
-from watch import LIMIT_SECONDS, append, control, sql
+from watch import append, control, sql
 
 LIMIT_PER_SECOND = 190 / 10
 STARTED_SECONDS = 3
-POLL_SECONDS = 0.2
 
 Entry = dict[str, Any]
 
@@ -31,21 +30,26 @@ def trigger(*types: str) -> list[str]:
 
 def wait_for(ids: list[str]) -> None:
     """Until all of the runs have ended well."""
-    among = "(" + ", ".join(f"'{run_id}'" for run_id in ids) + ")"
-    deadline = time.monotonic() + LIMIT_SECONDS
-    while sql(f"SELECT count(*) FROM sync_logs WHERE id IN {among} AND status IN ('pending', 'running')") != "0":
-        if time.monotonic() > deadline:
-            sys.exit(f"together.py: no end after {LIMIT_SECONDS:.0f} s")
-        time.sleep(POLL_SECONDS)
-    bad = sql(f"SELECT sync_type, status, error_details FROM sync_logs WHERE id IN {among} AND status <> 'success'")
+    for run_id in ids:
+        sql(f"CALL bench_await('{run_id}', '{{pending,running}}')")
+    among = ", ".join(f"'{run_id}'" for run_id in ids)
+    bad = sql(f"SELECT sync_type, status, error_details FROM sync_logs WHERE id IN ({among}) AND status <> 'success'")
     if bad:
         sys.exit(f"together.py: {bad}")
 
 
-def span_ms(run_id: str, begin: str = "started_at") -> tuple[float, float]:
+def timed(name: str) -> tuple[str, float]:
+    """A run of this type, once it has ended, and how long it took."""
+    start = time.monotonic()
+    ids = trigger(name)
+    wait_for(ids)
+    return ids[0], time.monotonic() - start
+
+
+def span_ms(run_id: str) -> tuple[float, float]:
     """When a run began and ended."""
     begin, end = sql(
-        f"SELECT extract(epoch FROM {begin}) * 1000, extract(epoch FROM completed_at) * 1000"
+        "SELECT extract(epoch FROM started_at) * 1000, extract(epoch FROM completed_at) * 1000"
         f" FROM sync_runs WHERE id = '{run_id}'"
     ).split("|")
     return float(begin), float(end)
@@ -72,26 +76,24 @@ def is_limited(entry: Entry) -> bool:
     return entry["status"] != 429 and not entry["path"].endswith("/search")
 
 
-def line_of(work: str, run_id: str, entries: list[Entry], begin: str = "started_at") -> Entry:
-    """What the CSV file gets of a run, or of several that one stands for."""
-    start, end = span_ms(run_id, begin)
-    return {
-        "work": work, "repetition": 1, "seconds": (end - start) / 1000, "requests": len(entries),
-        "refused": sum(entry["status"] == 429 for entry in entries),
-    }  # fmt: skip
+def line_of(work: str, seconds: float, entries: list[Entry]) -> Entry:
+    """What the CSV file gets of a run, or of several together."""
+    refused = sum(entry["status"] == 429 for entry in entries)
+    return {"work": work, "repetition": 1, "seconds": seconds, "requests": len(entries), "refused": refused}
 
 
 def saturation() -> list[Entry]:
     """Four loads and owners at once."""
+    start = time.monotonic()
     loads = trigger("contacts", "deals", "companies", "calls")
-    wait_for(loads + trigger("owners"))
+    wait_for(trigger("owners") + loads)
+    seconds = time.monotonic() - start
     spans = [span_ms(run_id) for run_id in loads]
-    begin = min(start for start, _ in spans) + STARTED_SECONDS * 1000
+    begin = min(begin for begin, _ in spans) + STARTED_SECONDS * 1000
     end = min(end for _, end in spans)
     entries = journal()
     used = sum(map(is_limited, between(entries, begin, end)))
-    longest = max(loads, key=lambda run_id: span_ms(run_id)[1])
-    line = line_of("saturation", longest, entries)
+    line = line_of("saturation", seconds, entries)
     return [{**line, "limit_share": used / (LIMIT_PER_SECOND * max(end - begin, 1) / 1000)}]
 
 
@@ -100,20 +102,18 @@ def fairness() -> list[Entry]:
     sql("UPDATE user_xp SET total_xp = total_xp + 1")
     loads = trigger("contacts", "deals", "companies")
     time.sleep(STARTED_SECONDS)
-    owners = trigger("owners")
-    wait_for(owners)
-    push = trigger("progress")
-    wait_for(push)
+    owners, owners_seconds = timed("owners")
+    push, push_seconds = timed("progress")
     still_loading = sql("SELECT count(*) FROM sync_logs WHERE status = 'running'")
     wait_for(loads)
     if still_loading != "3":
         sys.exit("together.py: the loads were over too early to disturb anybody; take more records")
     entries = journal()
-    meanwhile = [entry for entry in between(entries, *span_ms(push[0])) if is_limited(entry)]
+    meanwhile = [entry for entry in between(entries, *span_ms(push)) if is_limited(entry)]
     of_push = [entry for entry in meanwhile if is_of_push(entry)]
     return [
-        line_of("fairness: owners", owners[0], between(entries, *span_ms(owners[0])), "created_at"),
-        {**line_of("fairness: push", push[0], of_push), "limit_share": len(of_push) / max(len(meanwhile), 1)},
+        line_of("fairness: owners", owners_seconds, between(entries, *span_ms(owners))),
+        {**line_of("fairness: push", push_seconds, of_push), "limit_share": len(of_push) / max(len(meanwhile), 1)},
     ]
 
 
