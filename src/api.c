@@ -93,7 +93,6 @@ typedef enum Action
 	ACT_RETRY,					/* after a short pause */
 	ACT_RETRY_LOCKED,			/* after at least some seconds */
 	ACT_THROTTLED,				/* a rate limit */
-	ACT_PARK,					/* HubSpot says when, up to a day later */
 	ACT_TOKEN					/* once more: the token may have been rotated */
 } Action;
 
@@ -107,7 +106,8 @@ static const struct
 	{408, ACT_RETRY},
 	{423, ACT_RETRY_LOCKED},
 	{429, ACT_THROTTLED},
-	{477, ACT_PARK},
+	{477, ACT_RETRY},
+	/* says when, up to a day later */
 	{500, ACT_RETRY},
 	{502, ACT_RETRY},
 	{503, ACT_RETRY},
@@ -1004,6 +1004,13 @@ delay_ms(const HsApiCall *call, const Attempt *attempt)
 	return backoff_ms(hs_retry_delay, call->attempts);
 }
 
+/* Whether HubSpot asks for a pause that no run waits out. */
+static bool
+is_long_pause(const Attempt *attempt)
+{
+	return retry_after_s(attempt->result) > LONGEST_PAUSE_S;
+}
+
 /*
  * Whether another attempt is to be made.
  */
@@ -1019,11 +1026,9 @@ may_retry(const HsApi *api, const HsApiCall *call, const Attempt *attempt)
 		case ACT_TOKEN:
 			return !call->token_refused;
 		case ACT_THROTTLED:
-			return !is_daily_limit(attempt);
-		case ACT_PARK:
-			return retry_after_s(attempt->result) <= LONGEST_PAUSE_S;
+			return !is_daily_limit(attempt) && !is_long_pause(attempt);
 		default:
-			return true;
+			return !is_long_pause(attempt);
 	}
 }
 
@@ -1089,12 +1094,9 @@ reason_for(const Attempt *attempt)
 		return "auth";
 	if (attempt->action == ACT_THROTTLED && is_daily_limit(attempt))
 		return "daily_limit";
-	if (attempt->action == ACT_PARK &&
-		retry_after_s(r) > LONGEST_PAUSE_S)
-		return "retry_later";
 	if (attempt->action == ACT_STOP)
 		return is_about_scopes(attempt) ? "scopes" : "refused";
-	return "gave_up";
+	return is_long_pause(attempt) ? "retry_later" : "gave_up";
 }
 
 static const char *

@@ -321,6 +321,12 @@ subtest 'HubSpot asks for a pause' => sub {
 	is($log->{retries}, 0, '... at once');
 	ok(defined $log->{checkpoint}, '... and keeps its checkpoint');
 	continues_after($log, '477');
+
+	# 15 minutes, if these are milliseconds.
+	second_page_meets({ kind => 'status', status => 503, headers => { 'Retry-After' => '900000' } }, nth => 3);
+	$log = fails('503 for a long time', 'contacts', 'retry_later', qr/longer pause/);
+	is($log->{retries}, 0, '... at once');
+	continues_after($log, '503');
 };
 
 # ---------------------------------------------------------------------------
