@@ -6,7 +6,7 @@
 
 CONDITIONS is `name=value,name=value`, taken over into the line. A client says "backend PID" and "done RECORDS" on
 its standard output and leaves when its standard input ends; its figures are those of its process and its backend
-together. A worker is requested by psql, which looks every 5 ms whether everybody can see its end; the time is that
+together. A worker is requested by psql, which looks again and again whether everybody can see its end; the time is that
 from psql's start until it says so, as for a client. A worker whose log claims less, or that goes on writing after its
 end, is no measurement. SIMULATOR_URL, SIMULATOR_PID and PSQL are in the environment, and libpq's variables.
 """
