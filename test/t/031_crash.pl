@@ -90,7 +90,9 @@ sub crash_walk
 		$sim->clear_journal;
 		my $log = crash_at($how, $mode, $wanted);
 		note("$how after $log->{records_processed} records, when " . ($pages * $page - $stored) . " were left");
-		continues($log, $last, $place, $requests) if defined $last;
+		# One that was killed at once may not have looked yet where to begin.
+		my @asked = $requests->();
+		continues($log, $last, $place, $requests) if defined $last && @asked;
 		$stored += $log->{records_processed};
 		is($server->sql("SELECT count(*) FROM contacts WHERE $rows"), $stored,
 			'exactly the records it has counted are in the table');
