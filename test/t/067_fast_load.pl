@@ -321,6 +321,17 @@ subtest 'searches that do not help' => sub {
 	$server->restart;    # forgets limits
 
 	fresh('list_and_search');
+	$sim->script(path => "$contacts?", nth => 3, do => [ map { $deed{edit}->($_) } (ids())[ 10, 3990 ] ]);
+	$sim->fault(path => "$contacts/search", body => 'GTE', action => { kind => 'edit', remove => ['results.0.id'] });
+	$log = run_ends('partial', 'a change without an id');
+	like($log->{error_details}{remark}, qr/without a usable id/, '... is looked for again');
+	is($server->sql(qq{SELECT synced_until < timestamptz '$log->{started_at}' - interval '1 minute' FROM sync_state}),
+		't', '... from where this search began');
+	$sim->clear_faults;
+	run_ends('success', 'the next one', 'incremental');
+	is(differences(), '', '... finds it');
+
+	fresh('list_and_search');
 	$sim->config(date_header => JSON::PP::false);
 	run_ends('success', 'without a clock');
 	is(scalar descents(), 0, '... nobody could say what changed, so nothing is searched');
