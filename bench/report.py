@@ -144,7 +144,7 @@ EVERY_TARGET = (
     TIMES_LEAST, TIMES_DIY, CPU, WAL, REQUESTS, THROUGHPUT, USED, REFUSED, SHARE, SECONDS, MEMORY, GROWTH,
 )  # fmt: skip
 
-# Targets that docs/performance.md says are missed: beyond its guard one is worse than that.
+# Targets that docs/performance.md says are missed whatever the machine: beyond its guard one is worse than that.
 KNOWN_MISSES = {CPU: 65.0}
 
 # In a work with fewer contacts its beginning and its end weigh too much.

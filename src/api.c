@@ -96,7 +96,9 @@ typedef enum Action
 	ACT_TOKEN					/* once more: the token may have been rotated */
 } Action;
 
-/* Facts section 12; what is not here stops. */
+/*
+ * Facts section 12; what is not here stops.  477 says when, up to a day later.
+ */
 static const struct
 {
 	long		status;
@@ -107,7 +109,6 @@ static const struct
 	{423, ACT_RETRY_LOCKED},
 	{429, ACT_THROTTLED},
 	{477, ACT_RETRY},
-	/* says when, up to a day later */
 	{500, ACT_RETRY},
 	{502, ACT_RETRY},
 	{503, ACT_RETRY},
@@ -1299,7 +1300,8 @@ hs_api_wait_any(HsApi *api, HsApiCall *const *calls, int n)
  * Finishes a call whose present attempt is answered, as hs_api_wait_any() has
  * said, without waiting.  Returns false if the request is to be repeated when
  * its time comes, for which the caller may wait as before.  Else sets the
- * answer, as hs_api_finish() returns it, and the call is freed.
+ * answer, as hs_api_finish() returns it, and the call is freed.  Throws as that
+ * does.  Clears api->tolerates in any case.
  */
 bool
 hs_api_try_finish(HsApi *api, HsApiCall *call, const HsJson **root)
@@ -1335,17 +1337,13 @@ hs_api_try_finish(HsApi *api, HsApiCall *call, const HsJson **root)
 }
 
 /*
- * How long it will be until a call that is not on the wire may be sent, in
- * milliseconds.
+ * How long it will be until a call that is to be repeated may be sent, in
+ * milliseconds, by what is known of the rate limit since that was decided.
  */
 int64
-hs_api_delay_ms(const HsApi *api, const HsApiCall *call)
+hs_api_delay_ms(const HsApiCall *call)
 {
-	TimestampTz held =
-		hs_ratelimit_held_until(api->rate_key, endpoints[call->endpoint].bucket);
-
-	return TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
-										   Max(call->due, held));
+	return TimestampDifferenceMilliseconds(GetCurrentTimestamp(), call->due);
 }
 
 /*

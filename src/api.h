@@ -143,7 +143,7 @@ extern HsApiCall *hs_api_account(HsApi *api);
 extern int	hs_api_wait_any(HsApi *api, HsApiCall *const *calls, int n);
 extern bool hs_api_try_finish(HsApi *api, HsApiCall *call,
 							  const HsJson **root);
-extern int64 hs_api_delay_ms(const HsApi *api, const HsApiCall *call);
+extern int64 hs_api_delay_ms(const HsApiCall *call);
 extern const HsJson *hs_api_finish(HsApi *api, HsApiCall *call);
 extern void hs_api_drop(HsApiCall *call);
 extern char *hs_api_refusal_text(const HsApi *api);

@@ -108,7 +108,7 @@ hs_descent_turn(HsDescent *descent, int64 low, HsRecordPage *page)
 	api->tolerates = HS_TOLERATE_NO_ANSWER;
 	if (!hs_api_try_finish(api, descent->call, &root))
 	{
-		if (hs_api_delay_ms(api, descent->call) > LONGEST_PAUSE_MS)
+		if (hs_api_delay_ms(descent->call) > LONGEST_PAUSE_MS)
 			hs_descent_abandon(descent, "HubSpot asks for a pause");
 		return false;
 	}

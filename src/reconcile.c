@@ -58,16 +58,25 @@ brings(const HsRecordPage *page, const char *id)
 	return false;
 }
 
+/* The record that says it has taken in that of this id, NULL for none. */
+static const char *
+named_survivor(const HsRecordPage *page, const char *id)
+{
+	for (int i = 0; i < page->nmerged; i++)
+	{
+		if (strcmp(page->merged_ids[i], id) == 0)
+			return page->survivors[i];
+	}
+	return NULL;
+}
+
 /* The record that a noted one was merged into, NULL for none. */
 static const char *
 survivor_of(const HsRecordPage *page, const HsAbsence *absence)
 {
-	for (int i = 0; i < page->nmerged; i++)
-	{
-		if (strcmp(page->merged_ids[i], absence->record_id) == 0)
-			return page->survivors[i];
-	}
-	return absence->merged_into;
+	const char *named = named_survivor(page, absence->record_id);
+
+	return named ? named : absence->merged_into;
 }
 
 /* Whether a noted record is one of the recycle bin's. */
@@ -147,12 +156,8 @@ brings_others(List *batch, const HsRecordPage *page)
 static bool
 brings_survivor(const HsRecordPage *page, const HsAbsence *absence)
 {
-	for (int i = 0; i < page->nmerged; i++)
-	{
-		if (strcmp(page->merged_ids[i], absence->record_id) == 0)
-			return true;
-	}
-	return absence->merged_into != NULL && brings(page, absence->merged_into);
+	return named_survivor(page, absence->record_id) != NULL ||
+		(absence->merged_into != NULL && brings(page, absence->merged_into));
 }
 
 /*
