@@ -222,6 +222,7 @@ def measured(run: Callable[[], Figures]) -> Figures:
     """The figures of a run with what it cost the server and the simulator."""
     simulator = int(os.environ["SIMULATOR_PID"])
     sql("CHECKPOINT")
+    os.sync()  # what an earlier row has left to be written is not this one's to wait for
     control("DELETE", "journal")
     lsn = sql("SELECT pg_current_wal_insert_lsn()")
     busy = cpu_seconds(simulator) or 0
