@@ -239,7 +239,7 @@ subtest 'rate limits are waited for' => sub {
 		my ($limited) = $sim->requests(status => 429);
 		my ($again) = $sim->requests('query.after' => $limited->{query}{after}, status => 200);
 		cmp_ok($again->{at_ms} - $limited->{at_ms}, '>=', 990, '... after as many seconds as it says');
-		cmp_ok($again->{at_ms} - $limited->{at_ms}, '<', 10_000, '... and not much more');
+		cmp_ok($again->{at_ms} - $limited->{at_ms}, '<', 30_000, '... and not much more');
 	}
 
 	second_page_meets({ kind => 'status', status => 429, headers => { 'Retry-After' => '1000' }, body => 'slow down' });
@@ -377,10 +377,10 @@ subtest 'a content type is read as HTTP defines it' => sub {
 };
 
 subtest 'answers that do not come' => sub {
-	$server->reload('hubspot_sync.request_timeout' => '400ms');
+	$server->reload('hubspot_sync.request_timeout' => '1s');
 	second_page_meets('hang');
 	my $log = succeeds('a hang');
-	cmp_ok($log->{duration_ms}, '<', 5000, '... once request_timeout has passed');
+	cmp_ok($log->{duration_ms}, '<', 20_000, '... once request_timeout has passed');
 
 	fresh();
 	$sim->fault(path => $contacts, times => 0, action => 'hang');
@@ -395,7 +395,7 @@ subtest 'answers that do not come' => sub {
 
 	second_page_meets({ kind => 'slow', bytes_per_second => 100 });
 	$log = succeeds('a drip');
-	cmp_ok($log->{duration_ms}, '<', 5000, '... once request_timeout has passed');
+	cmp_ok($log->{duration_ms}, '<', 20_000, '... once request_timeout has passed');
 
 	$server->reload('hubspot_sync.request_timeout' => '60s', 'hubspot_sync.low_speed_timeout' => '1s');
 	second_page_meets({ kind => 'slow', bytes_per_second => 0.05 });

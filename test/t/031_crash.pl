@@ -51,11 +51,13 @@ my %crash = (
 		$server->start;
 	});
 
-# Starts a run and crashes something once it has stored so many records.
-# Returns the log of the dead run.
+# Starts a run and crashes something once it has stored so many records. The
+# last of its pages does not come: it cannot end before. Returns the log of the
+# dead run.
 sub crash_at
 {
-	my ($how, $mode, $records) = @_;
+	my ($how, $mode, $records, $pages) = @_;
+	$sim->fault(path => $mode eq 'full' ? '/contacts?' : '/contacts/search', nth => $pages, times => 0, action => 'hang');
 	my $id = $server->trigger('contacts', $mode);
 	my $worker;
 	wait_until("$records records are stored", sub {
@@ -65,6 +67,7 @@ sub crash_at
 		return $worker && $processed >= $records;
 	});
 	$crash{$how}->($worker);
+	$sim->clear_faults;
 
 	my $log = $server->log($id);
 	is($log->{status}, 'failed', "after $how the run reads failed at once")
@@ -88,7 +91,7 @@ sub crash_walk
 		my $left = $pages - $stored / $page;
 		my $wanted = $page * int(rand($left / 2));
 		$sim->clear_journal;
-		my $log = crash_at($how, $mode, $wanted);
+		my $log = crash_at($how, $mode, $wanted, $left);
 		note("$how after $log->{records_processed} records, when " . ($pages * $page - $stored) . " were left");
 		# One that was killed at once may not have looked yet where to begin.
 		my @asked = $requests->();
@@ -180,10 +183,8 @@ subtest 'an incremental run' => sub {
 };
 
 subtest 'a run that dies before its first page' => sub {
-	$sim->fault(path => '/contacts', times => 0, action => 'hang');
-	my $dead = crash_at('kill -9 of the worker', 'full', 0);
+	my $dead = crash_at('kill -9 of the worker', 'full', 0, 1);
 	is($dead->{checkpoint}, undef, 'it leaves no checkpoint');
-	$sim->clear_faults;
 	my $run = $server->run_sync('contacts', 'full');
 	is($run->{status}, 'success', 'the next run succeeds');
 	my $log = $server->log($run->{run_id});

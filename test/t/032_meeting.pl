@@ -210,7 +210,7 @@ subtest 'one run under way' => sub {
 		'wait_for_hubspot_sync() returns the status so far at its timeout');
 	my $took = time - $before;
 	cmp_ok($took, '>=', 0.3, '... not before');
-	cmp_ok($took, '<', 3, '... and not long after');
+	cmp_ok($took, '<', 20, '... and not long after');
 	is($server->log($id)->{status}, 'running', '... and has cancelled nothing');
 	is(holder($id), $pid, '... the same process works on');
 
@@ -388,7 +388,9 @@ subtest 'a run that ends while somebody looks' => sub {
 	my %ends;
 	while (time < $end)
 	{
-		$ends{ $server->run_sync('owners')->{status} }++;
+		my $run = $server->run_sync('owners');
+		# The worker before may not be gone yet.
+		$ends{ $run->{status} }++ if $run->{stderr} !~ /no background worker is free/;
 	}
 	finish($looker);
 	is_deeply([ keys %ends ], ['success'], 'CALLs of runs that succeed say so') or diag explain \%ends;
