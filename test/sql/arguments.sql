@@ -95,7 +95,9 @@ CREATE TABLE "'; DROP TABLE contacts; --" (
 INSERT INTO sync_types (sync_type, object_type, target_schema, target_table, key_columns)
 	VALUES ('odd', 'companies', 'public', '''; DROP TABLE contacts; --', '{"a\"b''c"}');
 INSERT INTO sync_fields (sync_type, column_name, property) VALUES ('odd', 'x; --', 'name');
+SET client_min_messages = warning; -- without NOTICEs of progress
 CALL run_hubspot_sync('odd') \gset run_
+RESET client_min_messages;
 SELECT error_details->>'message' AS message FROM sync_logs WHERE id = :'run_run_id';
 SELECT count(*) AS contacts FROM contacts;
 

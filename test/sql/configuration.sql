@@ -223,8 +223,8 @@ SELECT DISTINCT hint COLLATE "C" AS hint FROM tried WHERE reason = 'configuratio
 -- CALL says the same.
 SET client_min_messages = warning;
 CALL configure('id bigint PRIMARY KEY, archived boolean', '{id}', 'nam', 'mark');
-RESET client_min_messages;
 CALL run_hubspot_sync('tried') \gset
+RESET client_min_messages;
 SELECT :'status' AS status, :'records_processed' AS processed, :'records_failed' AS failed;
 -- Nothing of it has touched the target's rows or made the type look synchronised.
 SELECT count(*) FROM crm.target;

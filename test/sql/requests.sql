@@ -182,16 +182,18 @@ SELECT calls();
 DROP FUNCTION calls;
 SELECT * FROM run;
 -- A DO block, or a procedure, may call them.
+SET client_min_messages = warning; -- without NOTICEs of progress
 DO $$
 DECLARE
 	a uuid; b text; c integer; d integer;
 BEGIN
 	CALL run_hubspot_sync('contacts', 'auto', NULL, NULL, a, b, c, d);
-	RAISE NOTICE 'ended %', b;
+	RAISE INFO 'ended %', b;
 	CALL wait_for_hubspot_sync(a, '1 minute', b);
-	RAISE NOTICE 'still %', b;
+	RAISE INFO 'still %', b;
 END
 $$;
+RESET client_min_messages;
 SELECT * FROM run;
 DELETE FROM sync_runs;
 
@@ -268,7 +270,9 @@ SELECT trigger_hubspot_sync('companies');
 \echo :SQLSTATE
 GRANT CONNECT ON DATABASE :"DBNAME" TO PUBLIC;
 -- It connects as him without any password or line in pg_hba.conf.
+SET client_min_messages = warning; -- without NOTICEs of progress
 CALL run_hubspot_sync('companies') \gset
+RESET client_min_messages;
 SELECT * FROM run;
 DELETE FROM sync_types WHERE sync_type = 'companies';
 DROP TABLE company;

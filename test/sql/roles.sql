@@ -53,7 +53,9 @@ RESET ROLE;
 SELECT count(*) FROM sync_runs;
 
 -- EXECUTE on the status is enough to read it.
+SET client_min_messages = warning; -- without NOTICEs of progress
 CALL run_hubspot_sync('contacts') \gset
+RESET client_min_messages;
 GRANT EXECUTE ON FUNCTION get_latest_sync_status() TO regress_hubspot_anna;
 SET ROLE regress_hubspot_anna;
 SELECT sync_type, status, records_processed, last_sync_time IS NOT NULL AS synced
@@ -98,7 +100,9 @@ DELETE FROM sync_runs;
 GRANT EXECUTE ON PROCEDURE run_hubspot_sync, wait_for_hubspot_sync TO regress_hubspot_anna;
 GRANT EXECUTE ON FUNCTION cancel_hubspot_sync, test_hubspot_connection TO regress_hubspot_anna;
 SET ROLE regress_hubspot_anna;
+SET client_min_messages = warning; -- without NOTICEs of progress
 CALL run_hubspot_sync('deals', 'incremental') \gset
+RESET client_min_messages;
 CALL wait_for_hubspot_sync(:'run_id');
 SELECT cancel_hubspot_sync(:'run_id');
 SELECT ok FROM test_hubspot_connection();

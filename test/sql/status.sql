@@ -15,7 +15,9 @@ SELECT * FROM get_latest_sync_status();
 UPDATE sync_types SET enabled = true WHERE sync_type = 'deals';
 
 -- A run without a token fails at once, and says what to do.
+SET client_min_messages = warning; -- without NOTICEs of progress
 CALL run_hubspot_sync('contacts') \gset
+RESET client_min_messages;
 SELECT :'status' AS status, :'records_processed' AS processed, :'records_failed' AS failed;
 \x on
 SELECT platform, sync_type, status, direction, mode, timeframe, connection_id,
@@ -95,7 +97,7 @@ CALL wait_for_hubspot_sync('00000000-0000-0000-0000-000000000003', '0');
 CALL wait_for_hubspot_sync('00000000-0000-0000-0000-000000000003', '-1 day');
 SELECT clock_timestamp() AS began \gset
 CALL wait_for_hubspot_sync('00000000-0000-0000-0000-000000000003', '0.3 s');
-SELECT clock_timestamp() - :'began' BETWEEN '0.3 s' AND '5 s' AS waited;
+SELECT clock_timestamp() - :'began' BETWEEN '0.3 s' AND '25 s' AS waited;
 SELECT * FROM run;
 
 -- The next request closes a dead run and takes its place, with either door and
@@ -105,7 +107,9 @@ SELECT status, clock_timestamp() - completed_at BETWEEN '10 min' AND '11 min' AS
 	error_details, checkpoint, records_processed
 FROM sync_runs WHERE id = '00000000-0000-0000-0000-000000000001';
 CALL wait_for_hubspot_sync(:'id', '1 minute');
+SET client_min_messages = warning; -- without NOTICEs of progress
 CALL run_hubspot_sync('owners') \gset
+RESET client_min_messages;
 SELECT status, error_details->>'reason' AS reason FROM sync_runs
 WHERE id = '00000000-0000-0000-0000-000000000002';
 SELECT sync_type, mode, status, count(*) FROM sync_logs

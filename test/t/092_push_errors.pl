@@ -535,9 +535,9 @@ subtest 'answers that get lost' => sub {
 		'HTML after the write' => { kind => 'html', status => 502, apply => \1 },
 		'HTML with status 200' => { kind => 'html', status => 200 },
 		'nothing after the write' => { kind => 'empty_body', apply => \1 });
-	$server->reload('hubspot_sync.request_timeout' => '1s');
 	foreach my $what (sort keys %fault)
 	{
+		$server->reload('hubspot_sync.request_timeout' => $what =~ /timeout/ ? '3s' : undef);
 		$sim->fault(path => '/batch/update', action => $fault{$what});
 		my $log = push_ends('success', $what);
 		is($log->{retries}, 1, '... after sending it again');

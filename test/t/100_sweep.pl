@@ -91,7 +91,7 @@ my $server = $scenario->server;
 sub noticed
 {
 	my ($what, $pattern) = @_;
-	local $PostgreSQL::Test::Utils::timeout_default = 2;
+	local $HubspotSync::Truth::lingering = 2;
 	my $found = join "\n", truth_differences($scenario);
 	like($found, $pattern, "noticed: $what");
 	return;

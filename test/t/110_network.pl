@@ -171,15 +171,15 @@ subtest 'time that runs out, and where' => sub {
 		syswrite($connection, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{");
 		sysread $connection, my $bytes, 1;
 	});
-	$server->reload('hubspot_sync.api_url' => "http://$stuck");
+	$server->reload('hubspot_sync.api_url' => "http://$stuck", 'hubspot_sync.request_timeout' => '2s');
 	gives_up('no end', qr/timeout after \d\.\d s while receiving the answer/);
-	$server->reload('hubspot_sync.api_url' => "http://$slow");
+	$server->reload('hubspot_sync.api_url' => "http://$slow", 'hubspot_sync.request_timeout' => '20s');
 	gives_up('an end too early', qr/closed during the answer|incomplete or damaged/);
 
 	# Nobody accepts: once its queue is full, the kernel answers nobody.
 	my $full = IO::Socket::INET->new(Listen => 1, LocalAddr => '127.0.0.1') or die "no port: $!";
 	my @queue = map { IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $full->sockport, Blocking => 0) } 1 .. 4;
-	$server->reload('hubspot_sync.api_url' => 'http://127.0.0.1:' . $full->sockport);
+	$server->reload('hubspot_sync.api_url' => 'http://127.0.0.1:' . $full->sockport, 'hubspot_sync.request_timeout' => '500ms');
 	gives_up('no connection', qr/timeout after \d\.\d s while connecting/);
 	$server->reload('hubspot_sync.api_url' => $sim->url, 'hubspot_sync.request_timeout' => undef);
 };

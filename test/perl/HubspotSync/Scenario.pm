@@ -47,6 +47,7 @@ use constant {
 	OWNERS => 8,
 	STUDENTS => 110,
 	RETRIES => 2,
+	TIMEOUT => '700ms',
 	HOUR_MS => 3_600_000,
 };
 
@@ -111,6 +112,11 @@ no more, and of former owners, does not count from here on.
 
 HubSpot's time from which on it is known who owned a contact.
 
+=item patient($on)
+
+Whether requests may take their time, as they must where nothing goes wrong.
+Otherwise each has a moment, for faults that nothing else ends.
+
 =item careful($on)
 
 Whether the server may crash: then statements go to it one by one, and after
@@ -131,7 +137,7 @@ sub new
 			'hubspot_sync.ca_file' => $own,
 			'hubspot_sync.max_retries' => RETRIES,
 			'hubspot_sync.retry_delay' => '5ms',
-			'hubspot_sync.request_timeout' => '700ms',
+			'hubspot_sync.request_timeout' => TIMEOUT,
 			'hubspot_sync.max_response_size' => '2MB',
 			'hubspot_sync.overlap' => 0,
 			'hubspot_sync.deep_overlap' => 0,
@@ -192,6 +198,13 @@ sub _rescue
 	wait_until('no worker is left', sub {
 		$self->{server}->sql(q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'hubspot_sync'}) == 0;
 	});
+	return;
+}
+
+sub patient
+{
+	my ($self, $on) = @_;
+	$self->{server}->reload('hubspot_sync.request_timeout' => $on ? '60s' : TIMEOUT);
 	return;
 }
 

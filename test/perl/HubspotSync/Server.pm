@@ -411,7 +411,9 @@ sub session
 {
 	my ($self, %options) = @_;
 	my $database = delete $options{database} // $self->database;
-	return $self->{node}->background_psql($database, on_error_stop => 0, %options);
+	my $session = $self->{node}->background_psql($database, on_error_stop => 0, %options);
+	$session->set_query_timer_restart if $session->can('set_query_timer_restart');
+	return $session;
 }
 
 sub poll_until

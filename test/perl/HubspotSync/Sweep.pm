@@ -59,7 +59,7 @@ our $most_connections = 6;    # as many as are kept open
 #   whole    the request takes effect anyhow, so there is no FAULT/applied
 #   lasting  what the action of FAULT/lasting has in addition
 my @faults = (
-	{ name => 'refused', action => { kind => 'refuse', ms => 25 }, lasting => { ms => 400 }, unseen => 1 },
+	{ name => 'refused', action => { kind => 'refuse', ms => 25 }, lasting => { ms => 1500 }, unseen => 1 },
 	{ name => 'reset', action => { kind => 'reset' } },
 	{ name => 'reset_mid_body', action => { kind => 'reset_mid_body', after_bytes => 20 }, whole => 1 },
 	{ name => 'truncated', action => { kind => 'truncated_json' }, whole => 1 },
@@ -178,7 +178,9 @@ sub survey
 	my ($self) = @_;
 	my $scenario = $self->{scenario};
 	$scenario->begin;
+	$scenario->patient(1);
 	$scenario->play;
+	$scenario->patient(0);
 	$self->{requests} = [ $scenario->simulator->journal ];
 	my @runs = $self->runs;
 	my @problems = map { "run of $_->{sync_type}: $_->{status}, $_->{retries} retries" }

@@ -268,7 +268,10 @@ sub _leftovers
 		SQL
 }
 
-# A worker keeps its lock for a moment after its run has ended.
+# A worker keeps its lock for a moment after its run has ended. How many
+# seconds that may be, if not as many as anything may take.
+our $lingering;
+
 sub _still_busy
 {
 	my ($scenario) = @_;
@@ -279,7 +282,7 @@ sub _still_busy
 			$locks = $scenario->server->sql("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = " . LOCK_CLASS);
 			$connections = $scenario->simulator->state->{connections};
 			return $workers + $locks + $connections == 0;
-		});
+		}, $lingering);
 		return 1;
 	} or return "$workers workers are there, $locks locks held and $connections connections open";
 	return;

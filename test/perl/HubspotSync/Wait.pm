@@ -8,6 +8,7 @@ HubspotSync::Wait - wait for a condition instead of sleeping
 
   use HubspotSync::Wait qw(wait_until);
   wait_until('all runs have ended', sub { $server->sql('...') == 0 });
+  wait_until('it is there', sub { -e $file }, 2);
 
 =cut
 
@@ -20,11 +21,12 @@ use Time::HiRes qw(sleep time);
 
 our @EXPORT_OK = qw(wait_until);
 
-# Looks again and again until a condition holds; dies at the deadline.
+# Looks again and again until a condition holds; dies at the deadline, which is
+# that of PostgreSQL's tests unless it is given in seconds.
 sub wait_until
 {
-	my ($what, $condition) = @_;
-	my $deadline = time + $PostgreSQL::Test::Utils::timeout_default;
+	my ($what, $condition, $seconds) = @_;
+	my $deadline = time + ($seconds // $PostgreSQL::Test::Utils::timeout_default);
 	until ($condition->())
 	{
 		die "timed out waiting until $what\n" if time > $deadline;
