@@ -191,6 +191,7 @@ usable_pg_config() {
     [ -n "$1" ] && [ -x "$1" ] || return 1
     version="$("$1" --version 2>/dev/null | sed 's/^[^0-9]*\([0-9]*\).*/\1/')"
     [ "${version:-0}" -ge 15 ] && [ -f "$("$1" --pgxs)" ] &&
+        [ -f "$("$1" --includedir-server)/postgres.h" ] &&
         [ -x "$("$1" --bindir)/initdb" ]
 }
 
@@ -280,12 +281,14 @@ major_version() {
     "$1" --version | sed 's/^[^0-9]*\([0-9]*\).*/\1/'
 }
 
-# The packages of the server that PG_CONFIG is for, or else of the newest one
-# that apt knows.
+# The packages of the server that PG_CONFIG is for, or else of one that is
+# there without what building takes, or else of the newest one that apt knows.
 apt_postgresql() {
-    local version versions='19 18 17 16 15'
+    local version versions
     if [[ ${PG_CONFIG:-} =~ ^/usr/lib/postgresql/([0-9]+)/ ]]; then
         versions=${BASH_REMATCH[1]}
+    else
+        versions="$(present_servers) 19 18 17 16 15"
     fi
     for version in $versions; do
         if apt-cache show "postgresql-server-dev-$version" >/dev/null 2>&1; then
@@ -294,6 +297,13 @@ apt_postgresql() {
         fi
     done
     printf '%s\n' postgresql-15 postgresql-server-dev-15
+}
+
+# The major versions from 15 on of Debian's servers on this machine, the newest
+# first.
+present_servers() {
+    printf '%s\n' /usr/lib/postgresql/*/bin/initdb |
+        sed -n 's|^/usr/lib/postgresql/\([0-9]*\)/.*|\1|p' | awk '$1 >= 15' | sort -rn
 }
 
 # Installs what is missing for the given groups; does nothing otherwise.
