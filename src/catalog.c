@@ -796,14 +796,14 @@ static const char *const statements[SQL_STATEMENTS] = {
 	 * is the primary key's, lest another index be walked for it.
 	 */
 	[SQL_OWNER_CHANGES] =
-	"SELECT i.id, i.owner, greatest(i.changed, coalesce(h.valid_to,"
-	" h.valid_from + interval '1 microsecond'))::text,"
+	"SELECT i.number::int4 - 1, greatest(i.changed, coalesce(h.valid_to,"
+	" h.valid_from + interval '1 microsecond')),"
 	" h.valid_from IS NOT NULL, h.valid_from IS NOT NULL"
 	"  AND h.valid_to IS NULL"
-	" FROM (SELECT u.id, u.owner,"
-	"  coalesce(u.changed::timestamptz, clock_timestamp()) AS changed"
-	"  FROM unnest($2::text[], $3::text[], $4::text[])"
-	"  AS u(id, owner, changed)) i"
+	" FROM (SELECT u.number, u.id, u.owner,"
+	"  coalesce(u.changed, clock_timestamp()) AS changed"
+	"  FROM unnest($2::text[], $3::text[], $4::timestamptz[])"
+	"  WITH ORDINALITY AS u(id, owner, changed, number)) i"
 	" LEFT JOIN LATERAL (SELECT o.owner_id, o.valid_from, o.valid_to"
 	"  FROM @.contact_owner_history o"
 	"  WHERE o.connection_id = $1 AND o.hubspot_contact_id = i.id"
@@ -816,7 +816,7 @@ static const char *const statements[SQL_STATEMENTS] = {
 
 	[SQL_CLOSE_OWNERS] =
 	"UPDATE @.contact_owner_history SET valid_to = greatest("
-	" $3[array_position($2, hubspot_contact_id)]::timestamptz,"
+	" $3[array_position($2, hubspot_contact_id)],"
 	" valid_from + interval '1 microsecond')"
 	" WHERE connection_id = $1 AND hubspot_contact_id = ANY ($2)"
 	" AND valid_to IS NULL",
@@ -824,8 +824,8 @@ static const char *const statements[SQL_STATEMENTS] = {
 	[SQL_OPEN_OWNERS] =
 	"INSERT INTO @.contact_owner_history (connection_id, hubspot_contact_id,"
 	" owner_id, valid_from)"
-	" SELECT $1, i.id, i.owner, i.at::timestamptz"
-	" FROM unnest($2::text[], $3::text[], $4::text[]) AS i(id, at, owner)"
+	" SELECT $1, i.id, i.owner, i.at"
+	" FROM unnest($2::text[], $3::timestamptz[], $4::text[]) AS i(id, at, owner)"
 	" WHERE i.owner IS NOT NULL",
 
 	[SQL_NOTE_OWNER_READS] =
@@ -855,21 +855,20 @@ static const char *const statements[SQL_STATEMENTS] = {
 	[SQL_CUT_OWNERS] =
 	"DELETE FROM @.contact_owner_history"
 	" WHERE connection_id = $1 AND hubspot_contact_id = ANY ($2)"
-	" AND valid_from >="
-	" $3[array_position($2, hubspot_contact_id)]::timestamptz",
+	" AND valid_from >= $3[array_position($2, hubspot_contact_id)]",
 
 	[SQL_TRIM_OWNERS] =
 	"UPDATE @.contact_owner_history SET valid_to ="
-	" $3[array_position($2, hubspot_contact_id)]::timestamptz"
+	" $3[array_position($2, hubspot_contact_id)]"
 	" WHERE connection_id = $1 AND hubspot_contact_id = ANY ($2)"
-	" AND (valid_to IS NULL OR valid_to >"
-	"  $3[array_position($2, hubspot_contact_id)]::timestamptz)",
+	" AND (valid_to IS NULL"
+	"  OR valid_to > $3[array_position($2, hubspot_contact_id)])",
 
 	[SQL_ADD_OWNERS] =
 	"INSERT INTO @.contact_owner_history (connection_id, hubspot_contact_id,"
 	" owner_id, valid_from, valid_to)"
-	" SELECT $1, i.id, i.owner, i.since::timestamptz, i.until::timestamptz"
-	" FROM unnest($2::text[], $3::text[], $4::text[], $5::text[])"
+	" SELECT $1, i.id, i.owner, i.since, i.until"
+	" FROM unnest($2::text[], $5::text[], $3::timestamptz[], $4::timestamptz[])"
 	" AS i(id, owner, since, until)",
 };
 
@@ -1096,6 +1095,28 @@ static void
 push_texts(Call *call, const char *const *values, int n)
 {
 	push(call, TEXTARRAYOID, hs_catalog_text_array(values, n), false);
+}
+
+/* At least one instant; infinite ones stand for none. */
+static void
+push_times(Call *call, const TimestampTz *values, int n)
+{
+	Datum	   *datums = palloc(sizeof(Datum) * n);
+	bool	   *nulls = palloc(sizeof(bool) * n);
+	int			dims[1] = {n};
+	int			lower[1] = {1};
+
+	for (int i = 0; i < n; i++)
+	{
+		nulls[i] = TIMESTAMP_NOT_FINITE(values[i]);
+		datums[i] = TimestampTzGetDatum(values[i]);
+	}
+	push(call, TIMESTAMPTZARRAYOID,
+		 PointerGetDatum(construct_md_array(datums, nulls, 1, dims, lower,
+											TIMESTAMPTZOID,
+											sizeof(TimestampTz),
+											FLOAT8PASSBYVAL, TYPALIGN_DOUBLE)),
+		 false);
 }
 
 /*
@@ -2788,14 +2809,13 @@ hs_catalog_resolve_unmet(const pg_uuid_t *connection_id, const char *sync_type,
 /*
  * Compares contacts with their history: returns those whose owner is not the
  * one noted last, as HsOwnerChange *.  The arrays are parallel; an owner may
- * be NULL; `changed` is text that PostgreSQL reads as timestamptz, or NULL.
- * `provisional`: a search says so, whose index may lag behind.
+ * be NULL; `changed` is infinite where it is not known.  `provisional`: a search says
+ * so, whose index may lag behind.
  */
 List *
 hs_catalog_owner_changes(const pg_uuid_t *connection_id,
 						 const char *const *ids, const char *const *owners,
-						 const char *const *changed, int n,
-						 bool provisional)
+						 const TimestampTz *changed, int n, bool provisional)
 {
 	Call		call;
 	List	   *changes = NIL;
@@ -2806,7 +2826,7 @@ hs_catalog_owner_changes(const pg_uuid_t *connection_id,
 	push_uuid(&call, connection_id);
 	push_texts(&call, ids, n);
 	push_texts(&call, owners, n);
-	push_texts(&call, changed, n);
+	push_times(&call, changed, n);
 	push_bool(&call, provisional);
 	rows = run_call(&call);
 	old = MemoryContextSwitchTo(call.caller_context);
@@ -2814,11 +2834,10 @@ hs_catalog_owner_changes(const pg_uuid_t *connection_id,
 	{
 		HsOwnerChange *change = palloc(sizeof(HsOwnerChange));
 
-		change->contact_id = text_column(&call, i, 1);
-		change->owner_id = text_column(&call, i, 2);
-		change->since = text_column(&call, i, 3);
-		change->known = bool_column(i, 4);
-		change->open = bool_column(i, 5);
+		change->index = int_column(i, 1);
+		change->since = time_column(i, 2);
+		change->known = bool_column(i, 3);
+		change->open = bool_column(i, 4);
 		changes = lappend(changes, change);
 	}
 	MemoryContextSwitchTo(old);
@@ -2826,10 +2845,14 @@ hs_catalog_owner_changes(const pg_uuid_t *connection_id,
 	return changes;
 }
 
-/* Runs one of the history's statements with parallel arrays of text. */
+/*
+ * Runs one of the history's statements with contacts, instants and owners in
+ * parallel arrays, as far as they are not NULL.
+ */
 static void
 run_on_owners(Statement statement, const pg_uuid_t *connection_id,
-			  const char *const *const *arrays, int narrays, int n)
+			  const char *const *ids, const TimestampTz *since,
+			  const TimestampTz *until, const char *const *owners, int n)
 {
 	Call		call;
 
@@ -2837,23 +2860,26 @@ run_on_owners(Statement statement, const pg_uuid_t *connection_id,
 		return;
 	begin_call(&call, statement);
 	push_uuid(&call, connection_id);
-	for (int i = 0; i < narrays; i++)
-		push_texts(&call, arrays[i], n);
+	push_texts(&call, ids, n);
+	if (since != NULL)
+		push_times(&call, since, n);
+	if (until != NULL)
+		push_times(&call, until, n);
+	if (owners != NULL)
+		push_texts(&call, owners, n);
 	run_and_end(&call);
 }
 
 /*
- * Ends the ownership that is open of each contact, at an instant given as
- * text.
+ * Ends the ownership that is open of each contact, at an instant.
  */
 void
 hs_catalog_close_owners(const pg_uuid_t *connection_id,
-						const char *const *ids, const char *const *instants,
+						const char *const *ids, const TimestampTz *instants,
 						int n)
 {
-	const char *const *arrays[] = {ids, instants};
-
-	run_on_owners(SQL_CLOSE_OWNERS, connection_id, arrays, 2, n);
+	run_on_owners(SQL_CLOSE_OWNERS, connection_id, ids, instants, NULL, NULL,
+				  n);
 }
 
 /*
@@ -2861,12 +2887,11 @@ hs_catalog_close_owners(const pg_uuid_t *connection_id,
  */
 void
 hs_catalog_open_owners(const pg_uuid_t *connection_id,
-					   const char *const *ids, const char *const *instants,
+					   const char *const *ids, const TimestampTz *instants,
 					   const char *const *owners, int n)
 {
-	const char *const *arrays[] = {ids, instants, owners};
-
-	run_on_owners(SQL_OPEN_OWNERS, connection_id, arrays, 3, n);
+	run_on_owners(SQL_OPEN_OWNERS, connection_id, ids, instants, NULL, owners,
+				  n);
 }
 
 /*
@@ -2913,10 +2938,10 @@ void
 hs_catalog_count_owner_reads(const pg_uuid_t *connection_id,
 							 const char *const *ids, int n)
 {
-	const char *const *arrays[] = {ids};
-
-	run_on_owners(SQL_COUNT_OWNER_READS, connection_id, arrays, 1, n);
-	run_on_owners(SQL_GIVE_UP_OWNER_READS, connection_id, arrays, 1, n);
+	run_on_owners(SQL_COUNT_OWNER_READS, connection_id, ids, NULL, NULL, NULL,
+				  n);
+	run_on_owners(SQL_GIVE_UP_OWNER_READS, connection_id, ids, NULL, NULL,
+				  NULL, n);
 }
 
 /*
@@ -2926,35 +2951,31 @@ void
 hs_catalog_drop_owner_reads(const pg_uuid_t *connection_id,
 							const char *const *ids, int n)
 {
-	const char *const *arrays[] = {ids};
-
-	run_on_owners(SQL_DROP_OWNER_READS, connection_id, arrays, 1, n);
+	run_on_owners(SQL_DROP_OWNER_READS, connection_id, ids, NULL, NULL, NULL,
+				  n);
 }
 
 /*
- * Forgets the contacts' history from an instant on, given as text.
+ * Forgets the contacts' history from an instant on.
  */
 void
 hs_catalog_cut_owners(const pg_uuid_t *connection_id, const char *const *ids,
-					  const char *const *instants, int n)
+					  const TimestampTz *instants, int n)
 {
-	const char *const *arrays[] = {ids, instants};
-
-	run_on_owners(SQL_CUT_OWNERS, connection_id, arrays, 2, n);
-	run_on_owners(SQL_TRIM_OWNERS, connection_id, arrays, 2, n);
+	run_on_owners(SQL_CUT_OWNERS, connection_id, ids, instants, NULL, NULL, n);
+	run_on_owners(SQL_TRIM_OWNERS, connection_id, ids, instants, NULL, NULL,
+				  n);
 }
 
 /*
- * Adds ownerships of known length; an open end is NULL.
+ * Adds ownerships of known length; an open end is infinite.
  */
 void
 hs_catalog_add_owners(const pg_uuid_t *connection_id, const char *const *ids,
-					  const char *const *owners, const char *const *since,
-					  const char *const *until, int n)
+					  const char *const *owners, const TimestampTz *since,
+					  const TimestampTz *until, int n)
 {
-	const char *const *arrays[] = {ids, owners, since, until};
-
-	run_on_owners(SQL_ADD_OWNERS, connection_id, arrays, 4, n);
+	run_on_owners(SQL_ADD_OWNERS, connection_id, ids, since, until, owners, n);
 }
 
 /* ------------------------------------------------------------------------

@@ -230,9 +230,8 @@ typedef struct HsAbsence
 /* A contact whose owner is not the one noted last. */
 typedef struct HsOwnerChange
 {
-	char	   *contact_id;
-	char	   *owner_id;		/* NULL: none any more */
-	char	   *since;			/* instant as text, as far as known */
+	int			index;			/* of the contact among those compared */
+	TimestampTz since;			/* as far as known */
 	bool		known;			/* there is a history already */
 	bool		open;			/* and somebody is noted as the owner */
 } HsOwnerChange;
@@ -369,14 +368,14 @@ extern int	hs_catalog_accept_absences(const pg_uuid_t *run_id);
 extern List *hs_catalog_owner_changes(const pg_uuid_t *connection_id,
 									  const char *const *ids,
 									  const char *const *owners,
-									  const char *const *changed, int n,
+									  const TimestampTz *changed, int n,
 									  bool provisional);
 extern void hs_catalog_close_owners(const pg_uuid_t *connection_id,
 									const char *const *ids,
-									const char *const *instants, int n);
+									const TimestampTz *instants, int n);
 extern void hs_catalog_open_owners(const pg_uuid_t *connection_id,
 								   const char *const *ids,
-								   const char *const *instants,
+								   const TimestampTz *instants,
 								   const char *const *owners, int n);
 extern void hs_catalog_note_owner_reads(const pg_uuid_t *connection_id,
 										bool urgent, const char *const *ids,
@@ -390,12 +389,12 @@ extern void hs_catalog_drop_owner_reads(const pg_uuid_t *connection_id,
 										const char *const *ids, int n);
 extern void hs_catalog_cut_owners(const pg_uuid_t *connection_id,
 								  const char *const *ids,
-								  const char *const *instants, int n);
+								  const TimestampTz *instants, int n);
 extern void hs_catalog_add_owners(const pg_uuid_t *connection_id,
 								  const char *const *ids,
 								  const char *const *owners,
-								  const char *const *since,
-								  const char *const *until, int n);
+								  const TimestampTz *since,
+								  const TimestampTz *until, int n);
 
 extern void hs_catalog_forget_full_mapping(const pg_uuid_t *connection_id,
 										   const char *sync_type);

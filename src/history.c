@@ -45,8 +45,8 @@ typedef struct Ownerships
 {
 	const char **ids;
 	const char **owners;
-	const char **since;
-	const char **until;
+	TimestampTz *since;
+	TimestampTz *until;			/* DT_NOEND: he still does */
 	int			n;
 } Ownerships;
 
@@ -81,27 +81,15 @@ may_have_past(const HsStore *store, const HsRecord *record)
 		  record->updated_at <= created);
 }
 
-/* The record of a page with this id. */
-static const HsRecord *
-find_record(HsRecord *const *records, int n, const char *id)
-{
-	for (int i = 0; i < n; i++)
-	{
-		if (strcmp(records[i]->id, id) == 0)
-			return records[i];
-	}
-	return NULL;
-}
-
 /* Changes to write, as arrays with room for all of a page. */
 typedef struct Changes
 {
 	const char **opened;
 	const char **owners;
-	const char **since;
+	TimestampTz *since;
 	int			nopened;
 	const char **ended;
-	const char **ended_at;
+	TimestampTz *ended_at;
 	int			nended;
 	const char **urgent;		/* histories to read */
 	int			nurgent;
@@ -119,38 +107,38 @@ add_change(const HsStore *store, Changes *c, const HsOwnerChange *change,
 		   const HsRecord *record)
 {
 	bool		told = hs_json_has(record->properties, HS_OWNER_PROPERTY);
+	const char *owner = owner_of(record->properties);
 
-	if (!change->known && (record->reason != NULL || change->owner_id == NULL))
+	if (!change->known && (record->reason != NULL || owner == NULL))
 		return;
 	if (change->known)
-		c->urgent[c->nurgent++] = change->contact_id;
+		c->urgent[c->nurgent++] = record->id;
 	else if (may_have_past(store, record))
-		c->reads[c->nreads++] = change->contact_id;
+		c->reads[c->nreads++] = record->id;
 	if (!told)
 		return;
 	if (change->open)
 	{
-		c->ended[c->nended] = change->contact_id;
+		c->ended[c->nended] = record->id;
 		c->ended_at[c->nended++] = change->since;
 	}
-	c->opened[c->nopened] = change->contact_id;
+	c->opened[c->nopened] = record->id;
 	c->since[c->nopened] = change->since;
-	c->owners[c->nopened++] = change->owner_id;
+	c->owners[c->nopened++] = owner;
 }
 
 /* Writes what has changed. */
 static void
-write_changes(const HsStore *store, List *changes, HsRecord *const *records,
-			  int n)
+write_changes(const HsStore *store, List *changes, HsRecord *const *records)
 {
 	const pg_uuid_t *connection = &store->run->request.connection_id;
 	size_t		size = sizeof(char *) * list_length(changes);
 	Changes		c = {
 		.opened = palloc(size),
 		.owners = palloc(size),
-		.since = palloc(size),
+		.since = palloc(sizeof(TimestampTz) * list_length(changes)),
 		.ended = palloc(size),
-		.ended_at = palloc(size),
+		.ended_at = palloc(sizeof(TimestampTz) * list_length(changes)),
 		.urgent = palloc(size),
 		.reads = palloc(size)
 	};
@@ -160,8 +148,7 @@ write_changes(const HsStore *store, List *changes, HsRecord *const *records,
 	{
 		const HsOwnerChange *change = lfirst(lc);
 
-		add_change(store, &c, change,
-				   find_record(records, n, change->contact_id));
+		add_change(store, &c, change, records[change->index]);
 	}
 	hs_catalog_close_owners(connection, c.ended, c.ended_at, c.nended);
 	hs_catalog_open_owners(connection, c.opened, c.since, c.owners, c.nopened);
@@ -193,21 +180,20 @@ note_owners(HsStore *store, HsRecord *const *records, int n, bool provisional)
 {
 	const char **ids = palloc(sizeof(char *) * n);
 	const char **owners = palloc(sizeof(char *) * n);
-	const char **changed = palloc(sizeof(char *) * n);
+	TimestampTz *changed = palloc(sizeof(TimestampTz) * n);
 	List	   *changes;
 
 	for (int i = 0; i < n; i++)
 	{
-		TimestampTz t = records[i]->updated_at;
-
 		ids[i] = records[i]->id;
 		owners[i] = owner_of(records[i]->properties);
-		changed[i] = t ? pstrdup(timestamptz_to_str(t)) : NULL;
+		changed[i] = records[i]->updated_at ? records[i]->updated_at
+			: DT_NOBEGIN;
 	}
 	changes = hs_catalog_owner_changes(&store->run->request.connection_id,
 									   ids, owners, changed, n, provisional);
 	if (changes != NIL)
-		write_changes(store, changes, records, n);
+		write_changes(store, changes, records);
 	if (store->follows_owners && records[0]->reason == NULL &&
 		!records[0]->archived)
 		note_written(store);
@@ -218,8 +204,8 @@ static void
 end_owners(HsStore *store, HsRecord *const *records, int n)
 {
 	const char **ids = palloc(sizeof(char *) * n);
-	const char **instants = palloc(sizeof(char *) * n);
-	const char *now = pstrdup(timestamptz_to_str(GetCurrentTimestamp()));
+	TimestampTz *instants = palloc(sizeof(TimestampTz) * n);
+	TimestampTz now = GetCurrentTimestamp();
 
 	for (int i = 0; i < n; i++)
 	{
@@ -314,13 +300,6 @@ read_values(const HsJson *record, Value *values)
 	return kept;
 }
 
-/* An instant as text. */
-static const char *
-instant(TimestampTz t)
-{
-	return pstrdup(timestamptz_to_str(t));
-}
-
 /* Adds a contact's ownerships; neighbours with one owner become one. */
 static void
 add_ownerships(Ownerships *all, const char *id, const Value *values, int n)
@@ -335,8 +314,8 @@ add_ownerships(Ownerships *all, const char *id, const Value *values, int n)
 		{
 			all->ids[all->n] = id;
 			all->owners[all->n] = values[i].owner;
-			all->since[all->n] = instant(values[i].since);
-			all->until[all->n++] = next < n ? instant(values[next].since) : NULL;
+			all->since[all->n] = values[i].since;
+			all->until[all->n++] = next < n ? values[next].since : DT_NOEND;
 		}
 		i = next - 1;
 	}
@@ -364,10 +343,11 @@ replace_histories(HsStore *store, const char *const *ids, int n,
 {
 	const pg_uuid_t *connection = &store->run->request.connection_id;
 	const char **replaced = palloc(sizeof(char *) * n);
-	const char **beginnings = palloc(sizeof(char *) * n);
+	TimestampTz *beginnings = palloc(sizeof(TimestampTz) * n);
 	Value	   *values = palloc(sizeof(Value) * MAX_VALUES);
-	size_t		size = sizeof(char *) * n * MAX_VALUES;
-	Ownerships	all = {palloc(size), palloc(size), palloc(size), palloc(size), 0};
+	size_t		texts = sizeof(char *) * n * MAX_VALUES;
+	size_t		times = sizeof(TimestampTz) * n * MAX_VALUES;
+	Ownerships	all = {palloc(texts), palloc(texts), palloc(times), palloc(times), 0};
 	int			nreplaced = 0;
 
 	for (int i = 0; i < n; i++)
@@ -378,7 +358,7 @@ replace_histories(HsStore *store, const char *const *ids, int n,
 		if (nvalues == 0)
 			continue;
 		replaced[nreplaced] = ids[i];
-		beginnings[nreplaced++] = instant(values[0].since);
+		beginnings[nreplaced++] = values[0].since;
 		add_ownerships(&all, ids[i], values, nvalues);
 	}
 	hs_catalog_cut_owners(connection, replaced, beginnings, nreplaced);

@@ -666,9 +666,12 @@ hs_mapping_read_record(const HsMapping *mapping, const HsJson *json,
 	return true;
 }
 
-/* An instant as text that PostgreSQL reads, NULL for none. */
-static char *
-time_text(TimestampTz t)
+/*
+ * An instant as text that PostgreSQL reads, in the current memory context;
+ * NULL for 0, which stands for none.
+ */
+char *
+hs_mapping_time_text(TimestampTz t)
 {
 	return t == 0 ? NULL : pstrdup(timestamptz_to_str(t));
 }
@@ -718,7 +721,7 @@ value_text(const HsColumn *column, const HsJson *value)
 	if (column->category == TYPCATEGORY_DATETIME &&
 		strspn(text, "0123456789") == strlen(text) && strlen(text) > 9 &&
 		hs_json_timestamp(value, &t))
-		return time_text(t);
+		return hs_mapping_time_text(t);
 	return unconstify(char *, text);
 }
 

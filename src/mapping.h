@@ -128,6 +128,7 @@ typedef struct HsMapping
 	char	   *fingerprint;	/* of everything that decides what is stored */
 } HsMapping;
 
+extern char *hs_mapping_time_text(TimestampTz t);
 extern Oid	hs_mapping_target(const HsSyncType *type);
 extern void hs_mapping_check_roles(const HsSyncType *type, Oid owner);
 extern void hs_mapping_check_writer(const HsSyncType *type);

@@ -676,13 +676,6 @@ drop_settled(HsStore *store, const HsRecordPage *page, HsRecord **records,
 	return kept;
 }
 
-/* An instant as text, NULL for none. */
-static const char *
-time_text(TimestampTz t)
-{
-	return t == 0 ? NULL : pstrdup(timestamptz_to_str(t));
-}
-
 /* Keeps the books on records that were stored, marked or deleted. */
 static void
 save_rows(HsStore *store, HsRecord **records, const char **ids, int n)
@@ -700,9 +693,9 @@ save_rows(HsStore *store, HsRecord **records, const char **ids, int n)
 		const HsRecord *r = records[i];
 		RecordGroup group = group_of(r);
 
-		updated[i] = time_text(r->updated_at);
+		updated[i] = hs_mapping_time_text(r->updated_at);
 		archived[i] = group == GROUP_LIVE ? "false" : "true";
-		archived_at[i] = group == GROUP_LIVE ? NULL : time_text(r->archived_at);
+		archived_at[i] = group == GROUP_LIVE ? NULL : hs_mapping_time_text(r->archived_at);
 		reason[i] = group == GROUP_ARCHIVED ? HS_REASON_ARCHIVED : r->reason;
 		merged_into[i] = r->merged_into;
 	}

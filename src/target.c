@@ -677,13 +677,6 @@ typedef struct Notes
 	const char **survivors;
 } Notes;
 
-/* An instant as text, NULL for none. */
-static const char *
-time_text(TimestampTz t)
-{
-	return t == 0 ? NULL : pstrdup(timestamptz_to_str(t));
-}
-
 /* Takes the arrays out of records. */
 static Notes
 notes_of(HsRecord *const *records, int n)
@@ -701,8 +694,8 @@ notes_of(HsRecord *const *records, int n)
 		const HsRecord *r = records[i];
 
 		notes.ids[i] = r->id;
-		notes.changed[i] = time_text(r->updated_at);
-		notes.at[i] = time_text(r->archived_at);
+		notes.changed[i] = hs_mapping_time_text(r->updated_at);
+		notes.at[i] = hs_mapping_time_text(r->archived_at);
 		notes.reasons[i] = r->reason;
 		notes.survivors[i] = r->merged_into;
 	}
