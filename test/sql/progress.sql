@@ -89,6 +89,8 @@ UPDATE progress_sources SET columns = '{"points": "score"}' WHERE source = 'cour
 \echo :SQLSTATE
 UPDATE progress_sources SET columns = '{"score": 1}' WHERE source = 'course_progress';
 \echo :SQLSTATE
+UPDATE progress_sources SET columns = '{"score": null, "user_id": null}' WHERE source = 'course_progress';
+\echo :SQLSTATE
 UPDATE progress_sources SET enabled = false WHERE source = 'users';
 \echo :SQLSTATE
 DELETE FROM progress_sources WHERE source = 'user_xp';

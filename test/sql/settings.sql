@@ -42,6 +42,9 @@ RESET hubspot_sync.schedule_time_zone;
 ALTER SYSTEM SET hubspot_sync.databases = 'school, "My School"';
 ALTER SYSTEM SET hubspot_sync.databases = 'school,,';
 \echo :SQLSTATE
+SELECT string_agg('school' || n, ', ') AS many FROM generate_series(1, 65) n \gset
+ALTER SYSTEM SET hubspot_sync.databases = :'many';
+\echo :SQLSTATE
 ALTER SYSTEM RESET hubspot_sync.databases;
 -- Misspelt ones are errors, not placeholders.
 SET hubspot_sync.api_ur = 'https://api.hubapi.com';

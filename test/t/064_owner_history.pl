@@ -407,6 +407,25 @@ subtest 'an answer that is of no use' => sub {
 	is(history_differences($server, $since), '', '... and what was noted stays');
 };
 
+subtest 'a history in any order, with two values of one instant' => sub {
+	fresh();
+	my ($id) = ids(1);
+	my ($to) = others($id);
+	give($id, $to);
+	# HubSpot sends the newest first: of one instant the first counts.
+	my @values = ([ '901', '2020-01-01' ], [ $to, '2020-04-01' ], [ '903', '2020-03-01' ], [ '904', '2020-03-01' ],
+		[ '902', '2020-02-01' ]);
+	my $history = join ', ', map { qq({"value": "$_->[0]", "timestamp": "$_->[1]T00:00:00Z"}) } @values;
+	$sim->fault(path => '/batch/read', action => { kind => 'body',
+			raw => qq({"status": "COMPLETE", "results": [{"id": "$id", "properties": {"$property": "$to"},
+				"propertiesWithHistory": {"$property": [$history]}}]}) });
+	run_ends('success', 'answered so', 'incremental');
+	is($server->sql("SELECT string_agg(owner_id || to_char(valid_from AT TIME ZONE 'UTC', ' MM-')
+			|| coalesce(to_char(valid_to AT TIME ZONE 'UTC', 'MM'), 'now'), ', ' ORDER BY valid_from)
+		FROM contact_owner_history WHERE hubspot_contact_id = '$id'"),
+		"901 01-02, 902 02-03, 903 03-04, $to 04-now", 'it is taken over in the order of time');
+};
+
 subtest 'an answer that is about another contact' => sub {
 	fresh();
 	my ($id, $other) = ids(1);

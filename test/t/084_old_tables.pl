@@ -387,6 +387,16 @@ subtest 'other names, some columns, bookkeeping in the table' => sub {
 	sync($old, 'contacts', 'full');
 	is($old->sql(qq{SELECT archived FROM public."Old Contacts" WHERE "Contact No" = $job}), 't', 'policy mark marks');
 	is($old->sql(q{SELECT * FROM public."Old Contacts" WHERE note = 'own'}), '1|one|||||own', 'an own row is left alone');
+
+	my $again = $old->sql(<<~'SQL');
+		BEGIN;
+		UPDATE sync_types SET delete_policy = 'ignore' WHERE sync_type = 'contacts';
+		SELECT concat(property, ' > ', column_name, ': ', remark)
+		FROM map_hubspot_sync('contacts', 'public."Old Contacts"', '{Contact No}', '{"jobtitle": "last_name"}');
+		ROLLBACK;
+		SQL
+	like($again, qr/^lastname > : not stored: column "last_name" is for property "jobtitle" now$/m, 'a column taken from another');
+	like($again, qr/^ > : delete_policy stays ignore: .* mark is possible$/m, '... and a policy that could be another');
 };
 
 subtest 'deals whose status is text, or knows other words, or is missing in part' => sub {

@@ -439,6 +439,15 @@ subtest 'dry run' => sub {
 		'the preview shows the same students');
 	push_ends('partial', 'the real one');
 	sent_is('the real one', updates => '1 2', look_ups => '1 1');
+
+	$server->sql(q{UPDATE users SET email = 'no address' WHERE id IN ('s004', 's005')});
+	$log = push_ends('success', 'with some who cannot be sent', 'dry_run');
+	is($log->{error_details}{remark}, '2 students cannot be sent, see preview_student_progress(); nothing is left out',
+		'... which it says');
+	$server->sql('ALTER TABLE user_xp RENAME TO hidden_xp');
+	$log = push_ends('success', 'and a source that is not there', 'dry_run');
+	like($log->{error_details}{remark}, qr/^2 students cannot be sent, .*; left out: .*user_xp/, '... which it says, too');
+	$server->sql('ALTER TABLE hidden_xp RENAME TO user_xp');
 };
 
 subtest 'other doors, wrong requests' => sub {

@@ -537,6 +537,7 @@ subtest 'answers that get lost' => sub {
 		'nothing after the write' => { kind => 'empty_body', apply => \1 });
 	foreach my $what (sort keys %fault)
 	{
+		# Only what has to take that long shall: a busy machine may take longer for others.
 		$server->reload('hubspot_sync.request_timeout' => $what =~ /timeout/ ? '3s' : undef);
 		$sim->fault(path => '/batch/update', action => $fault{$what});
 		my $log = push_ends('success', $what);
@@ -693,6 +694,17 @@ subtest 'a property that exists with another type' => sub {
 	push_ends('success', 'a push after that');
 	errors_are('corrected');
 	all_true(FEW, 'corrected');
+};
+
+subtest 'a property that cannot be written' => sub {
+	foreach my $why (qw(readOnlyValue calculated))
+	{
+		fresh(FEW);
+		$sim->define_properties('contacts', { name => 'total_xp', type => 'number', fieldType => 'number', $why => JSON::PP::true });
+		push_ends('partial', $why, 1);
+		errors_are($why, [ 'total_xp', 'definition', 'total_xp', qr/read-only in HubSpot/ ]);
+		is(truth(), FEW . '|', '... all students have all other values');
+	}
 };
 
 subtest 'archived properties' => sub {
