@@ -85,15 +85,6 @@ given_row(const TriggerData *trigger)
 		: trigger->tg_trigtuple;
 }
 
-/* Whether two texts, NULL for null, are the same. */
-static bool
-same_text(const char *a, const char *b)
-{
-	if (a == NULL || b == NULL)
-		return a == b;
-	return strcmp(a, b) == 0;
-}
-
 /* A column of a row as text, NULL for null or where there is no such column. */
 static char *
 row_value(const TriggerData *trigger, HeapTuple row, const char *column)
@@ -124,7 +115,7 @@ configured_type(const TriggerData *trigger, HeapTuple row)
 
 	if (!is_about_types(trigger))
 		return hs_catalog_sync_type(row_value(trigger, row, "sync_type"));
-	if (same_text(row_value(trigger, row, "source"), "progress"))
+	if (hs_mapping_same_text(row_value(trigger, row, "source"), "progress"))
 		return hs_catalog_sync_type("progress");
 	type = palloc0(sizeof(HsSyncType));
 	type->name = row_value(trigger, row, "sync_type");
@@ -289,15 +280,15 @@ configuration_updated(const TriggerData *trigger)
 {
 	HeapTuple	before = trigger->tg_trigtuple;
 	HeapTuple	after = trigger->tg_newtuple;
-	bool		renamed = !same_text(row_value(trigger, before, "sync_type"),
-									 row_value(trigger, after, "sync_type"));
+	bool		renamed = !hs_mapping_same_text(row_value(trigger, before, "sync_type"),
+												row_value(trigger, after, "sync_type"));
 
 	check_row(trigger, after);
 	if (renamed)
 		check_renamed(trigger);
 	if (renamed ||
-		!same_text(row_value(trigger, before, "column_name"),
-				   row_value(trigger, after, "column_name")))
+		!hs_mapping_same_text(row_value(trigger, before, "column_name"),
+							  row_value(trigger, after, "column_name")))
 	{
 		note_removal(trigger, before, true);
 		note_removal(trigger, after, false);
@@ -364,9 +355,9 @@ protect_default(const TriggerData *trigger)
 		strcmp(id, HS_DEFAULT_CONNECTION_ID) != 0)
 		return;
 	if (TRIGGER_FIRED_BY_UPDATE(trigger->tg_event) &&
-		same_text(id, row_value(trigger, trigger->tg_newtuple, "connection_id")) &&
-		same_text(row_value(trigger, row, "name"),
-				  row_value(trigger, trigger->tg_newtuple, "name")))
+		hs_mapping_same_text(id, row_value(trigger, trigger->tg_newtuple, "connection_id")) &&
+		hs_mapping_same_text(row_value(trigger, row, "name"),
+							 row_value(trigger, trigger->tg_newtuple, "name")))
 		return;
 	ereport(ERROR,
 			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
@@ -473,7 +464,7 @@ protect_source(const TriggerData *trigger)
 	if (TRIGGER_FIRED_BY_INSERT(trigger->tg_event) || level[0] != '\0')
 		return;
 	if (TRIGGER_FIRED_BY_UPDATE(trigger->tg_event) &&
-		same_text(source, row_value(trigger, trigger->tg_newtuple, "source")))
+		hs_mapping_same_text(source, row_value(trigger, trigger->tg_newtuple, "source")))
 		return;
 	ereport(ERROR,
 			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
@@ -678,7 +669,7 @@ apply_field_map(Map *map, const char *text)
 			const char *taken = hs_json_text(hs_json_member(parse.root,
 															names[other]));
 
-			if (same_text(taken, hs_json_text(column)) && taken != NULL)
+			if (hs_mapping_same_text(taken, hs_json_text(column)) && taken != NULL)
 				ereport(ERROR,
 						(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 						 errmsg("field_map gives column \"%s\" to two properties, \"%s\" and \"%s\"",

@@ -253,15 +253,6 @@ sort_values(Value *values, int n)
 	}
 }
 
-/* Whether two owners, NULL for none, are the same. */
-static bool
-same_owner(const char *a, const char *b)
-{
-	if (a == NULL || b == NULL)
-		return a == b;
-	return strcmp(a, b) == 0;
-}
-
 /*
  * Reads a contact's values of the property, the oldest first; of one instant
  * only the last counts.  Returns how many there are: 0 if there is a value
@@ -294,8 +285,8 @@ read_values(const HsJson *record, Value *values)
 		values[kept++] = values[i];
 	}
 	if (kept == 0 ||
-		!same_owner(values[kept - 1].owner,
-					owner_of(hs_json_member(record, "properties"))))
+		!hs_mapping_same_text(values[kept - 1].owner,
+							  owner_of(hs_json_member(record, "properties"))))
 		return 0;
 	return kept;
 }
@@ -308,7 +299,7 @@ add_ownerships(Ownerships *all, const char *id, const Value *values, int n)
 	{
 		int			next = i + 1;
 
-		while (next < n && same_owner(values[next].owner, values[i].owner))
+		while (next < n && hs_mapping_same_text(values[next].owner, values[i].owner))
 			next++;
 		if (values[i].owner != NULL)
 		{

@@ -667,6 +667,17 @@ hs_mapping_read_record(const HsMapping *mapping, const HsJson *json,
 }
 
 /*
+ * Whether two texts, NULL for null, are the same.
+ */
+bool
+hs_mapping_same_text(const char *a, const char *b)
+{
+	if (a == NULL || b == NULL)
+		return a == b;
+	return strcmp(a, b) == 0;
+}
+
+/*
  * An instant as text that PostgreSQL reads, in the current memory context;
  * NULL for 0, which stands for none.
  */

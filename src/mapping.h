@@ -128,6 +128,7 @@ typedef struct HsMapping
 	char	   *fingerprint;	/* of everything that decides what is stored */
 } HsMapping;
 
+extern bool hs_mapping_same_text(const char *a, const char *b);
 extern char *hs_mapping_time_text(TimestampTz t);
 extern Oid	hs_mapping_target(const HsSyncType *type);
 extern void hs_mapping_check_roles(const HsSyncType *type, Oid owner);

@@ -602,21 +602,12 @@ store_range(HsStore *store, HsRecordPage *page, HsRecord **records, int n)
  * ------------------------------------------------------------------------
  */
 
-/* Whether two texts, NULL for null, are the same. */
-static bool
-same_text(const char *a, const char *b)
-{
-	if (a == NULL || b == NULL)
-		return a == b;
-	return strcmp(a, b) == 0;
-}
-
 /* Whether a record is known to be gone or merged away. */
 static bool
 is_buried(const HsKnownRow *known)
 {
-	return same_text(known->reason, HS_REASON_GONE) ||
-		same_text(known->reason, HS_REASON_MERGED);
+	return hs_mapping_same_text(known->reason, HS_REASON_GONE) ||
+		hs_mapping_same_text(known->reason, HS_REASON_MERGED);
 }
 
 /* Whether an absent record's reason says more than what is known. */
@@ -624,9 +615,9 @@ static bool
 says_more(const HsRecord *r, const HsKnownRow *known)
 {
 	if (r->merged_into != NULL)
-		return !same_text(known->merged_into, r->merged_into);
-	return same_text(r->reason, HS_REASON_GONE) &&
-		same_text(known->reason, HS_REASON_ARCHIVED);
+		return !hs_mapping_same_text(known->merged_into, r->merged_into);
+	return hs_mapping_same_text(r->reason, HS_REASON_GONE) &&
+		hs_mapping_same_text(known->reason, HS_REASON_ARCHIVED);
 }
 
 /* Whether what is known of a record makes it unnecessary to look at it. */
