@@ -674,6 +674,10 @@ subtest 'a property that exists with another type' => sub {
 	push_ends('partial', 'next run', 1);
 	is(scalar $sim->journal, 0, '... asks for nothing');
 	is($server->sql('SELECT attempts FROM sync_errors'), 2, '... and notes it once more');
+	$server->sql(q{UPDATE progress_properties SET checked_at = checked_at - interval '61 min'});
+	push_ends('partial', 'still so, an hour later', 1);
+	is(scalar(grep { $_->{path} =~ m{/properties/} } $sim->requests), 1, '... is looked at again, once');
+	is(scalar $sim->requests(path => $update), 0, '... and nobody is sent again');
 	$sim->define_properties('contacts', { name => 'total_xp', type => 'number', fieldType => 'number' });
 	$server->sql(q{UPDATE progress_properties SET checked_at = checked_at - interval '61 min'});
 	push_ends('success', 'corrected, an hour later');
