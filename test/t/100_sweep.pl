@@ -12,6 +12,8 @@
 #   HUBSPOT_SYNC_SWEEP_SECONDS   after so many no case of a sample is begun, once
 #                                each fault has had its turn
 #   HUBSPOT_SYNC_SWEEP_JOBS      servers at once
+#
+# prove: first
 
 use strict;
 use warnings;
